@@ -1,0 +1,40 @@
+# Each target sets up what it needs: the first use creates .venv and installs, later ones do not.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help train test compare lint format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
+	$(BIN)/python -m models.train $(ARGS)
+
+test: $(STAMP) ## run the whole suite
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+lint: $(STAMP) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP) ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, runs and caches
+	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "argmin_jax needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (a few minutes the first time) ..."
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@

@@ -1,0 +1,23 @@
+"""argmin_jax: the differentiable argmin layer for JAX."""
+
+# The layer.
+from .layer import Solution as Solution
+from .layer import argmin as argmin
+from .layer import solve as solve
+
+# Linear solvers of the backward pass, besides all of Lineax's.
+from .linear_solve import SVD as SVD
+from .linear_solve import Auto as Auto
+from .linear_solve import solve_ls as solve_ls
+
+# What is known about a solution.
+from .report import ArgminError as ArgminError
+from .report import Report as Report
+from .report import Status as Status
+
+# Solvers of the forward problem, besides all of Optimistix's and your own.
+from .solvers import LBFGS as LBFGS
+from .solvers import Jaxopt as Jaxopt
+from .solvers import NewtonCG as NewtonCG
+
+__version__ = "0.1.0"

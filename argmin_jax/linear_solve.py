@@ -1,0 +1,383 @@
+"""Linear solves: least squares with clipping, and the choice of a solver, in Lineax's protocol.
+
+This room knows nothing of optimisation. A solver is ``init`` (factorise) / ``compute`` (solve)
+/ ``transpose``, so that one factorisation serves the polish, the report and the backward pass.
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.lax.linalg import triangular_solve
+from jaxtyping import Array, Bool, Float, Int
+
+from .structure import Blocks, hessian_blocks
+
+
+class Spectrum(eqx.Module):
+    """What a factorisation tells of a symmetric matrix.
+
+    `rank_deficiency` counts the directions treated as null (-1: not known); `indefinite` says
+    that some eigenvalue is negative beyond rounding; `known` that this was looked at.
+    """
+
+    rank_deficiency: Int[Array, ""]
+    indefinite: Bool[Array, ""]
+    known: Bool[Array, ""]
+
+
+def solve_ls(
+    A: Float[Array, "m n"], b: Float[Array, " m"], rtol: float = 1e-6, atol: float = 1e-6
+) -> Float[Array, " n"]:
+    """The least-squares solution of ``A x = b`` of smallest norm.
+
+    Singular values up to ``max(rtol * s_1, atol)`` count as zero, s_1 being the largest.
+
+    Args:
+        A: a matrix of shape (m, n), of any rank.
+        b: a vector of shape (m,), or a matrix of shape (m, k) of right-hand sides.
+        rtol: relative clip, in [0, 1).
+        atol: absolute clip, in the units of A.
+
+    Returns:
+        x of shape (n,), or (n, k).
+
+    Raises:
+        ValueError: shapes that do not fit, or a negative clip.
+
+    Differentiable in A and b where no singular value is repeated or crosses the clip (the
+    derivative is that of `jax.numpy.linalg.svd`); not in ``rtol`` and ``atol``.
+    """
+    A, b = jnp.asarray(A), jnp.asarray(b)
+    if A.ndim != 2 or b.ndim not in (1, 2) or b.shape[0] != A.shape[0]:
+        raise ValueError(
+            "solve_ls needs A of shape (m, n) and b of shape (m,) or (m, k); "
+            f"found A {A.shape}, b {b.shape}."
+        )
+    _check_clips(rtol, atol)
+    return _pseudo_inverse_product(jnp.linalg.svd(A, full_matrices=False), b, rtol, atol)
+
+
+class SVD(lx.AbstractLinearSolver):
+    """Least squares of minimum norm by a singular value decomposition, with the reference's clip.
+
+    Singular values up to ``max(rtol * s_1, atol)`` are dropped: at the default 1e-6 that loses
+    directions which a condition number of 1e8 still needs, so each shows in
+    ``Report.rank_deficiency``.
+
+    Args:
+        rtol: relative clip.
+        atol: absolute clip, in the units of the Hessian.
+
+    Raises:
+        ValueError: a negative clip.
+    """
+
+    rtol: float = 1e-6
+    atol: float = 1e-6
+
+    def __check_init__(self):
+        _check_clips(self.rtol, self.atol)
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> "SVDState":
+        del options
+        return SVDState(*jnp.linalg.svd(operator.as_matrix(), full_matrices=False))
+
+    def compute(self, state: "SVDState", vector: Array, options: dict[str, Any]):
+        del options
+        x = _pseudo_inverse_product((state.u, state.s, state.vt), vector, self.rtol, self.atol)
+        return x, lx.RESULTS.successful, {}
+
+    def transpose(self, state: "SVDState", options: dict[str, Any]):
+        return SVDState(state.vt.T, state.s, state.u.T), options
+
+    def conj(self, state: "SVDState", options: dict[str, Any]):
+        return state, options
+
+    def assume_full_rank(self) -> bool:
+        return False
+
+    def spectrum(self, state: "SVDState") -> Spectrum:
+        """Rank and sign of a symmetric matrix from its decomposition."""
+        clip = jnp.maximum(self.rtol * state.s[0], self.atol)
+        return Spectrum(
+            jnp.sum(state.s <= clip).astype(jnp.int32),
+            _is_indefinite((state.u * state.s[None, :]) @ state.vt),
+            jnp.array(True),
+        )
+
+
+class SVDState(eqx.Module):
+    """A = U diag(s) V^T, thin."""
+
+    u: Float[Array, "m k"]
+    s: Float[Array, " k"]
+    vt: Float[Array, "k n"]
+
+
+class Auto(lx.AbstractLinearSolver):
+    """The default solver of symmetric systems: dense where that is cheap, else matrix-free.
+
+    Up to `dense_limit` unknowns the matrix is formed and factorised by Cholesky where it is
+    positive definite to working precision; otherwise by its eigenvalues, of which those up to
+    ``n * eps * |lambda|_max`` count as zero (least squares of minimum norm). A solution that
+    does not satisfy the operator at hand to rounding is refined, so that the factorisation of a
+    nearby matrix is good enough. A matrix that is known to be block diagonal (the option
+    ``blocks`` of `init`, a `structure.Blocks`) is formed and factorised block by block, as long
+    as its blocks hold no more than ``dense_limit**2`` numbers.
+
+    Beyond, conjugate gradients on products with the operator, whose solution is refined once: a
+    solve that did not converge, in its residual or in that correction, is reported as a failure.
+
+    Args:
+        dense_limit: the largest number of unknowns at which the matrix is formed.
+    """
+
+    dense_limit: int = 1000
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> "AutoState":
+        operator = lx.linearise(operator)
+        blocks = options.get("blocks", Blocks((operator.in_size(),)))
+        if blocks.count * blocks.size**2 > self.dense_limit**2:
+            return AutoState(operator, None)
+        dtype = operator.out_structure().dtype
+        return AutoState(operator, factorise(hessian_blocks(operator.mv, blocks, dtype), blocks))
+
+    def compute(self, state: "AutoState", vector: Array, options: dict[str, Any]):
+        del options
+        if state.factors is None:
+            return _conjugate_gradients(state.operator, vector)
+        x, accurate = _refined(state.operator, state.factors, vector)
+        return x, _verdict(accurate), {}
+
+    def transpose(self, state: "AutoState", options: dict[str, Any]):
+        return state, options  # symmetric
+
+    def conj(self, state: "AutoState", options: dict[str, Any]):
+        return state, options
+
+    def assume_full_rank(self) -> bool:
+        return False
+
+    def spectrum(self, state: "AutoState") -> Spectrum:
+        """Rank and sign from the factorisation; not known on the matrix-free path."""
+        if state.factors is None:
+            return unknown_spectrum()
+        factors = state.factors
+        return Spectrum(factors.rank_deficiency, factors.indefinite, jnp.array(True))
+
+
+class SymmetricFactors(eqx.Module):
+    """The inverse of a block diagonal symmetric matrix: of each block by Cholesky where
+    `definite`, else by eigenvalues.
+
+    Solves have no branch, so that a batch may mix both kinds.
+    """
+
+    basis: Float[Array, "count size size"]  # the lower Cholesky factor or the eigenvectors
+    inverse_values: Float[Array, "count size"]  # of the eigenvalues; 0 for those that are zero
+    definite: Bool[Array, " count"]
+    indefinite: Bool[Array, ""]
+    rank_deficiency: Int[Array, ""]
+    blocks: Blocks = eqx.field(static=True)
+
+    def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
+        b = self.blocks.split(b)
+        if self.blocks.size == 1:
+            return self.blocks.join(self.inverse_values * b)
+        # In Lax's own words: `jax.scipy.linalg.cho_solve` copies the factor twice as often.
+        lower = partial(triangular_solve, self.basis, left_side=True, lower=True)
+        by_cholesky = lower(lower(b[:, :, None]), transpose_a=True)[:, :, 0]
+        coordinates = jnp.einsum("ki,kij->kj", b, self.basis)
+        by_eigenvalues = jnp.einsum("kij,kj->ki", self.basis, self.inverse_values * coordinates)
+        return self.blocks.join(jnp.where(self.definite[:, None], by_cholesky, by_eigenvalues))
+
+
+class AutoState(eqx.Module):
+    """The operator that a solution has to satisfy, and factors of it or of one close to it."""
+
+    operator: lx.AbstractLinearOperator
+    factors: SymmetricFactors | None
+
+
+def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> SymmetricFactors:
+    """Factors of symmetric blocks, by Cholesky where they are safely positive definite.
+
+    What counts as zero is measured on the whole matrix, not on each block.
+    """
+    rounding = blocks.size * float(jnp.finfo(matrices.dtype).eps)
+    diagonals = jnp.diagonal(matrices, axis1=1, axis2=2)
+    if blocks.size == 1:
+        basis, values = jnp.ones_like(matrices), diagonals
+        definite = jnp.zeros(blocks.count, bool)
+    else:
+        basis, values, definite = _decompose(matrices, diagonals, rounding)
+    largest = jnp.max(jnp.abs(jnp.where(definite[:, None], diagonals, values)))
+    null = ~definite[:, None] & (jnp.abs(values) <= rounding * largest)
+    return SymmetricFactors(
+        basis=basis,
+        inverse_values=jnp.where(null, 0, 1 / jnp.where(null, 1, values)),
+        definite=definite,
+        indefinite=jnp.any(~definite[:, None] & (values < -rounding * largest)),
+        rank_deficiency=jnp.sum(null).astype(jnp.int32),
+        blocks=blocks,
+    )
+
+
+def _decompose(matrices: Array, diagonals: Array, rounding: float) -> tuple[Array, Array, Array]:
+    """Basis, eigenvalues (1 where they are not needed) and which blocks are definite."""
+    # The transpose is the matrix itself, in the column order that LAPACK reads without a copy.
+    cholesky = jax.lax.linalg.cholesky(jnp.swapaxes(matrices, 1, 2), symmetrize_input=False)
+    # A pivot at rounding level means that the sign of the smallest eigenvalue is not known.
+    smallest_pivots = jnp.min(jnp.diagonal(cholesky, axis1=1, axis2=2), axis=1) ** 2
+    definite = smallest_pivots > 10 * rounding * jnp.max(jnp.abs(diagonals))
+    finite = jnp.all(jnp.isfinite(diagonals))
+
+    def eigen(carry):
+        count, _, _ = carry
+        # Adding the count, 0, keeps XLA from moving the decomposition, which is the same in
+        # every pass, out of the loop and so running it always.
+        values, vectors = jnp.linalg.eigh(matrices + count)
+        basis = jnp.where(definite[:, None, None], cholesky, vectors)
+        return count + 1, basis, jnp.where(definite[:, None], 1, values)
+
+    # A loop of at most one step rather than a cond: under vmap a cond runs both branches on
+    # every lane, while a loop that no lane needs does not run.
+    count = jnp.zeros((), matrices.dtype)
+    _, basis, values = jax.lax.while_loop(
+        lambda carry: ~jnp.all(definite) & finite & (carry[0] < 1),
+        eigen,
+        (count, cholesky, jnp.ones_like(diagonals)),
+    )
+    return basis, values, definite
+
+
+def spectrum_at(
+    linear_solver: lx.AbstractLinearSolver,
+    operator: lx.AbstractLinearOperator,
+    state: Any,
+    blocks: Blocks,
+) -> Spectrum:
+    """Rank and sign of ``operator``: from the solver's factors, or from a look of our own."""
+    if isinstance(linear_solver, SVD | Auto):
+        return linear_solver.spectrum(state)
+    return Auto().spectrum(Auto().init(operator, {"blocks": blocks}))
+
+
+def start_state(
+    linear_solver: lx.AbstractLinearSolver, operator: lx.AbstractLinearOperator, blocks: Blocks
+) -> Any:
+    """A solver's state for ``operator``, which is known to consist of ``blocks``."""
+    return linear_solver.init(
+        operator, {"blocks": blocks} if isinstance(linear_solver, Auto) else {}
+    )
+
+
+def unknown_spectrum() -> Spectrum:
+    """Nothing was looked at."""
+    return Spectrum(jnp.array(-1, jnp.int32), jnp.array(False), jnp.array(False))
+
+
+def apply_factors(linear_solver: lx.AbstractLinearSolver, state: Any, b: Array) -> Array:
+    """The plain product of b with the inverse that a solver's state holds, unrefined."""
+    if isinstance(state, AutoState) and state.factors is not None:
+        return state.factors.solve(b)
+    return linear_solver.compute(state, b, {})[0]
+
+
+def kept_factors(linear_solver: lx.AbstractLinearSolver, state: Any) -> Any:
+    """The part of a state that consists of arrays alone and is worth keeping; None if none is."""
+    if isinstance(linear_solver, Auto):
+        return state.factors
+    return state if isinstance(linear_solver, SVD) else None
+
+
+def state_from_factors(
+    linear_solver: lx.AbstractLinearSolver, operator: lx.AbstractLinearOperator, factors: Any
+) -> Any:
+    """A solver's state for ``operator`` from factors of a nearby one; None if there are none."""
+    if isinstance(linear_solver, Auto) and factors is not None:
+        return AutoState(operator, factors)
+    return factors
+
+
+def _refined(
+    operator: lx.AbstractLinearOperator, factors: SymmetricFactors, b: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """Iterative refinement with factors of a nearby matrix, as long as it contracts.
+
+    Returns the solution and whether the last correction is small beside it. (In the least-squares
+    case the correction, unlike the residual, has no part in the null space.)
+    """
+    eps = jnp.finfo(b.dtype).eps
+
+    def correction(x):
+        return factors.solve(b - operator.mv(x))
+
+    def keeps_contracting(carry):
+        x, d, size, k = carry
+        length = jnp.linalg.norm(d)
+        return (k < 20) & (length < 0.5 * size) & (length > 4 * eps * jnp.linalg.norm(x))
+
+    def refine(carry):
+        x, d, _, k = carry
+        x = x + d
+        return x, correction(x), jnp.linalg.norm(d), k + 1
+
+    x = factors.solve(b)
+    start = (x, correction(x), jnp.linalg.norm(x), 0)
+    x, d, *_ = jax.lax.while_loop(keeps_contracting, refine, start)
+    return x, jnp.linalg.norm(d) <= eps**0.25 * jnp.linalg.norm(x)
+
+
+def _conjugate_gradients(operator: lx.AbstractLinearOperator, b: Float[Array, " n"]):
+    """Conjugate gradients, refined once: the length of the correction tells how far off it was.
+
+    The residual alone would not: at a condition number of 1e12 it can be at rounding level though
+    the solution is wrong in its first digit.
+    """
+    eps = float(jnp.finfo(b.dtype).eps)
+    solver = lx.CG(rtol=0.0, atol=100 * eps, max_steps=min(10 * b.size, 10_000))
+
+    def scaled(b):
+        size = jnp.max(jnp.abs(b))
+        scale = jnp.where(size > 0, size, 1)
+        x, _, stats = solver.compute(solver.init(operator, {}), b / scale, {})
+        return scale * x, stats
+
+    x, stats = scaled(b)
+    d, _ = scaled(b - operator.mv(x))
+    x = x + d
+    residual = jnp.max(jnp.abs(b - operator.mv(x)))
+    close = jnp.linalg.norm(d) <= eps**0.25 * jnp.linalg.norm(x)
+    return x, _verdict(close & (residual <= eps**0.5 * jnp.max(jnp.abs(b)))), stats
+
+
+def _verdict(accurate: Bool[Array, ""]) -> lx.RESULTS:
+    return lx.RESULTS.where(accurate, lx.RESULTS.successful, lx.RESULTS.max_steps_reached)
+
+
+def _pseudo_inverse_product(svd, b: Array, rtol: float, atol: float) -> Array:
+    u, s, vt = svd
+    kept = s > jnp.maximum(rtol * s[0], atol)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, s, 1), 0)
+    coordinates = u.T @ b
+    return vt.T @ (jnp.reshape(inverse, (-1,) + (1,) * (b.ndim - 1)) * coordinates)
+
+
+def _is_indefinite(matrix: Float[Array, "n n"]) -> Bool[Array, ""]:
+    """Whether an eigenvalue is negative beyond rounding: a shift by rounding must mend Cholesky."""
+    size = jnp.linalg.norm(matrix)
+    info = jnp.finfo(matrix.dtype)
+    shift = jnp.maximum(10 * matrix.shape[0] * info.eps * size, info.tiny)
+    shifted = matrix + shift * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return jnp.isfinite(size) & ~jnp.all(jnp.isfinite(jnp.linalg.cholesky(shifted)))
+
+
+def _check_clips(rtol: float, atol: float) -> None:
+    for name, clip in (("rtol", rtol), ("atol", atol)):
+        if not clip >= 0:
+            raise ValueError(f"{name} must not be negative; found {clip!r}.")

@@ -1,0 +1,61 @@
+"""The layer as a Flax NNX module. Imported on demand: argmin_jax itself needs no Flax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree, Scalar
+
+from .layer import solve
+from .report import Status, blank_report
+
+
+class WarmStart(nnx.Variable):
+    """The last solution of an `ArgminLayer`: state, which no optimiser may move."""
+
+
+class LastReport(nnx.Variable):
+    """The report on the last solution of an `ArgminLayer`."""
+
+
+class ArgminLayer(nnx.Module):
+    """`argmin_jax.argmin` as a layer that starts each solve at its own last solution.
+
+    Args:
+        objective: ``(y, *params) -> scalar``, as for `argmin_jax.argmin`.
+        y0: a pytree of floating arrays: the first start.
+        **options: those of `argmin_jax.solve`.
+
+    Attributes:
+        y: `WarmStart`, the last solution (a solve that failed leaves it as it was, so that one
+            bad batch does not spoil the next).
+        report: `LastReport`, the `argmin_jax.Report` on the last call, failed or not; before
+            the first its status is ``Status.NOT_RUN``.
+
+    Works under `nnx.jit` and `nnx.grad`, and inside `jax.jit` with `nnx.split` / `nnx.merge`.
+    """
+
+    def __init__(self, objective: Callable[..., Scalar], y0: PyTree, **options: Any):
+        y0 = jax.tree.map(jnp.asarray, y0)
+        self.objective = objective
+        self.options = tuple(sorted(options.items()))  # hashable, as nnx.GraphDef has to be
+        self.y = WarmStart(y0)
+        self.report = LastReport(blank_report(ravel_pytree(y0)[0].dtype))
+
+    def __call__(self, *params: PyTree) -> PyTree:
+        """The minimiser for ``params``, of y0's structure, shapes and dtypes."""
+        start = self.y.get_value()
+        solution = solve(self.objective, start, *params, **dict(self.options))
+        solved = solution.report.status == Status.CONVERGED
+        self.y.set_value(
+            jax.tree.map(
+                lambda new, old: jax.lax.stop_gradient(jnp.where(solved, new, old)),
+                solution.y,
+                start,
+            )
+        )
+        self.report.set_value(solution.report)
+        return solution.y

@@ -1,0 +1,174 @@
+"""Other people's solvers, brought to one signature."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Float, Int, Scalar
+
+from ..identity import ById, Opaque, identity
+from ..problem import Problem
+from .lbfgs import LBFGS
+from .newton_cg import NewtonCG
+
+
+class Minimiser(Protocol):
+    """Runs an algorithm on ``problem`` from ``y``, and returns the last point and its steps.
+
+    ``tolerance`` bounds the largest entry of the gradient; an algorithm with a stopping rule of
+    its own may ignore it: the point is judged afterwards, whatever stopped the solver.
+    """
+
+    restartable: bool
+    """Whether `run` heeds ``tolerance`` and may be called again from where it ended."""
+
+    def run(
+        self, problem: Problem, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
+    ) -> tuple[Float[Array, " n"], Int[Array, ""]]: ...
+
+
+class Jaxopt:
+    """A minimiser of JAXopt, which is no longer maintained; for those who come from there.
+
+    Only its iterations are used: the derivatives are ours. Needs the extra ``jaxopt``.
+
+    Args:
+        name: of a JAXopt class whose first argument is ``fun``: "LBFGS", "BFGS", "NonlinearCG",
+            "GradientDescent", ...
+        **options: of that class, hashable; ``maxiter`` is by default the layer's ``max_steps``.
+
+    Raises:
+        ImportError: JAXopt is not installed.
+        ValueError: JAXopt has no minimiser of that name, or it has not such an option.
+    """
+
+    def __init__(self, name: str, **options: Hashable):
+        try:
+            import jaxopt
+        except ImportError as error:
+            raise ImportError(
+                "Jaxopt needs the package jaxopt: pip install 'argmin_jax[jaxopt]'."
+            ) from error
+        self.kind = getattr(jaxopt, name, None) if isinstance(name, str) else None
+        known = getattr(self.kind, "__dataclass_fields__", {})
+        if "fun" not in known:
+            raise ValueError(
+                'name must be that of a JAXopt minimiser of a function, such as "LBFGS"; '
+                f"found {name!r}."
+            )
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"jaxopt.{name} has no option {', '.join(unknown)}.")
+        self.options = tuple(sorted(options.items()))
+
+
+def adapt(solver: Any, max_steps: int) -> Minimiser:
+    """The `Minimiser` behind the option ``solver``.
+
+    Raises:
+        TypeError: ``solver`` is neither one of ours, nor an Optimistix minimiser, nor callable;
+            or it is a class where an instance is needed.
+    """
+    if isinstance(solver, type):
+        raise TypeError(
+            f"solver must be an instance; found the class {solver.__name__}. "
+            f"Call it: solver={solver.__name__}(...)."
+        )
+    if isinstance(solver, LBFGS | NewtonCG):
+        return _Native(solver)
+    if isinstance(solver, optx.AbstractMinimiser):
+        return _Optimistix(solver, max_steps)
+    if isinstance(solver, Jaxopt):
+        return _Jaxopt(solver.kind, solver.options, max_steps)
+    if callable(solver):
+        return _function(solver)
+    raise TypeError(
+        "solver must be argmin_jax.LBFGS(...), NewtonCG(...) or Jaxopt(...), an Optimistix "
+        f"minimiser or a callable (objective, y0, *params) -> y; found {solver!r}."
+    )
+
+
+@dataclass(frozen=True)
+class _Native:
+    solver: LBFGS | NewtonCG
+    restartable = True
+
+    def run(self, problem, y, tolerance, max_steps):
+        return self.solver.run(
+            lambda y: problem.objective(y, problem.args), y, tolerance, max_steps
+        )
+
+
+@dataclass(frozen=True)
+class _Optimistix:
+    solver: optx.AbstractMinimiser
+    max_steps: int
+    restartable = False
+
+    def run(self, problem, y, tolerance, max_steps):
+        del tolerance, max_steps
+        solution = optx.minimise(
+            problem.objective,
+            self.solver,
+            y,
+            problem.args,
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
+
+
+@dataclass(frozen=True)
+class _Jaxopt:
+    kind: Any
+    options: tuple[tuple[str, Hashable], ...]
+    max_steps: int
+    restartable = False
+
+    def run(self, problem, y, tolerance, max_steps):
+        del tolerance, max_steps
+        # With implicit_diff=False JAXopt unrolls its loops, many times slower under vmap.
+        settings = {"maxiter": self.max_steps, "implicit_diff": True, **dict(self.options)}
+        y, state = self.kind(fun=problem.objective, **settings).run(y, problem.args)
+        return y, jnp.asarray(state.iter_num, jnp.int32)
+
+
+@dataclass(frozen=True)
+class _Function:
+    solver: Callable = field(compare=False)
+    key: Hashable  # equal for two solvers that do the same, so that a solve is compiled once
+    restartable = False
+
+    def run(self, problem, y, tolerance, max_steps):
+        del tolerance, max_steps
+        objective, structured = problem.objective.with_structure(y, problem.args)
+        found = self.solver(objective, structured, *problem.args.params)
+        _check_structure(structured, found)
+        flat = jnp.concatenate([jnp.ravel(leaf).astype(y.dtype) for leaf in jax.tree.leaves(found)])
+        return flat, jnp.array(-1, jnp.int32)
+
+
+def _function(solver: Callable) -> _Function:
+    try:
+        return _Function(solver, identity(solver))
+    except Opaque:  # by JAX's convention then: the same object does the same
+        return _Function(solver, ById(solver))
+
+
+def _check_structure(expected: Any, found: Any) -> None:
+    def describe(tree):
+        return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf).name), tree)
+
+    if jax.tree.structure(expected) != jax.tree.structure(found):
+        raise ValueError(
+            "solver must return a point of y0's structure "
+            f"{jax.tree.structure(expected)}; found {jax.tree.structure(found)}."
+        )
+    if describe(expected) != describe(found):
+        raise ValueError(
+            "solver must return a point of y0's shapes and dtypes "
+            f"{describe(expected)}; found {describe(found)}."
+        )

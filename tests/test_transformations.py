@@ -1,0 +1,286 @@
+"""Every composition of the table in docs/transformations.md, on a problem with a closed form.
+
+y* = t^(1/3), entry by entry, so that derivatives of every order are known.
+"""
+
+import itertools
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.errors import JaxRuntimeError
+
+from argmin_jax import ArgminError, Auto, argmin, solve
+
+from .problems import assert_close, cube_root
+
+PAGE = (Path(__file__).parents[1] / "docs" / "transformations.md").read_text()
+T = jnp.array([0.7, 1.5, 2.0])
+START = jnp.ones(3)
+BATCH = jnp.stack([T, 2 * T])
+
+
+def root(t):
+    return t ** (1 / 3)
+
+
+def slope(t):
+    return t ** (-2 / 3) / 3
+
+
+def curvature(t):
+    return -2 / 9 * t ** (-5 / 3)
+
+
+def minimiser(t, y0=START, **options):
+    return argmin(cube_root, y0, t, **options)
+
+
+def loss(t):
+    return jnp.sum(minimiser(t))
+
+
+def closing_over(t, y0=START):
+    return argmin(lambda y: jnp.sum(y**4 / 4 - t * y), y0)
+
+
+forward = partial(minimiser, forward_mode=True)
+
+
+def forward_loss(t):
+    return jnp.sum(forward(t))
+
+
+def _scanned(fn, ts):
+    return jax.lax.scan(lambda total, t: (total + jnp.sum(fn(t)), None), 0.0, ts)[0]
+
+
+def _while(t):
+    def body(carry):
+        k, y = carry
+        return k + 1, minimiser(t, y)
+
+    return jax.lax.while_loop(lambda carry: carry[0] < 2, body, (0, START))[1]
+
+
+# The table: the composition as its row names it, what it computes, and the closed form.
+BY_DEFAULT = {
+    "`jit`": (lambda: jax.jit(minimiser)(T), root(T)),
+    "`grad`": (lambda: jax.grad(loss)(T), slope(T)),
+    "`value_and_grad`": (lambda: jax.value_and_grad(loss)(T), (jnp.sum(root(T)), slope(T))),
+    "`jacrev`": (lambda: jax.jacrev(minimiser)(T), jnp.diag(slope(T))),
+    "`vjp`": (lambda: jax.vjp(minimiser, T)[1](T)[0], T * slope(T)),
+    "`jit` of `grad`": (lambda: jax.jit(jax.grad(loss))(T), slope(T)),
+    "`grad` of `jit`": (lambda: jax.grad(jax.jit(loss))(T), slope(T)),
+    "`vmap` over params": (lambda: jax.vmap(minimiser)(BATCH), root(BATCH)),
+    "`vmap` over y0": (
+        lambda: jax.vmap(minimiser, (None, 0))(T, jnp.stack([START, 2 * START])),
+        jnp.stack([root(T)] * 2),
+    ),
+    "`vmap` over closed-over arrays": (lambda: jax.vmap(closing_over)(BATCH), root(BATCH)),
+    "`vmap` of `vmap`": (
+        lambda: jax.vmap(jax.vmap(lambda t: minimiser(t, jnp.ones(()))))(BATCH),
+        root(BATCH),
+    ),
+    "`vmap` of `grad`": (lambda: jax.vmap(jax.grad(loss))(BATCH), slope(BATCH)),
+    "`grad` of `vmap`": (
+        lambda: jax.grad(lambda ts: jnp.sum(jax.vmap(minimiser)(ts)))(BATCH),
+        slope(BATCH),
+    ),
+    "`grad` over closed-over arrays": (
+        lambda: jax.grad(lambda t: jnp.sum(closing_over(t)))(T),
+        slope(T),
+    ),
+    "`checkpoint`": (lambda: jax.grad(jax.checkpoint(loss))(T), slope(T)),
+    "`scan`, and `grad` through it": (
+        lambda: jax.grad(partial(_scanned, minimiser))(BATCH),
+        slope(BATCH),
+    ),
+    "`while_loop`": (lambda: jax.jit(_while)(T), root(T)),
+    "`grad` inside a `while_loop`": (
+        lambda: jax.lax.while_loop(
+            lambda carry: carry[0] < 2, lambda carry: (carry[0] + 1, jax.grad(loss)(T)), (0, T)
+        )[1],
+        slope(T),
+    ),
+    "`cond`, and `grad` through it": (
+        lambda: jax.grad(lambda t: jax.lax.cond(t[0] > 0, loss, jnp.sum, t))(T),
+        slope(T),
+    ),
+    "`map`": (lambda: jax.lax.map(minimiser, BATCH), root(BATCH)),
+    "reverse over reverse": (
+        lambda: jax.jacrev(jax.grad(loss))(T),
+        jnp.diag(curvature(T)),
+    ),
+    "`solve(...).value`: `grad` and reverse over reverse": (
+        lambda: (
+            jax.grad(lambda t: solve(cube_root, START, t).value)(T),
+            jax.jacrev(jax.grad(lambda t: solve(cube_root, START, t).value))(T),
+        ),
+        (-root(T), -jnp.diag(slope(T))),
+    ),
+}
+IN_FORWARD_MODE = {
+    "`jvp`": (lambda: jax.jvp(forward, (T,), (T,))[1], T * slope(T)),
+    "`jacfwd`": (lambda: jax.jacfwd(forward)(T), jnp.diag(slope(T))),
+    "`linearize`": (lambda: jax.linearize(forward, T)[1](T), T * slope(T)),
+    "`linear_transpose` of `linearize`": (
+        lambda: jax.linear_transpose(jax.linearize(forward, T)[1], T)(T)[0],
+        T * slope(T),
+    ),
+    "`grad`, `jacrev`, with forward mode allowed": (lambda: jax.grad(forward_loss)(T), slope(T)),
+    "`hessian`": (lambda: jax.hessian(forward_loss)(T), jnp.diag(curvature(T))),
+    "`jit` of `hessian`": (lambda: jax.jit(jax.hessian(forward_loss))(T), jnp.diag(curvature(T))),
+    "`jvp` of `grad` (Hessian-vector products)": (
+        lambda: jax.jvp(jax.grad(forward_loss), (T,), (T,))[1],
+        T * curvature(T),
+    ),
+    "`vmap` of `jacfwd`": (
+        lambda: jax.vmap(jax.jacfwd(forward))(BATCH),
+        jnp.stack([jnp.diag(slope(t)) for t in BATCH]),
+    ),
+    "`jvp` through `scan`": (
+        lambda: jax.jvp(partial(_scanned, forward), (BATCH,), (BATCH,))[1],
+        jnp.sum(BATCH * slope(BATCH)),
+    ),
+    "`jvp` through `while_loop`": (
+        lambda: jax.jvp(
+            lambda t: jax.lax.while_loop(
+                lambda c: c[0] < 2, lambda c: (c[0] + 1, forward(t)), (0, START)
+            )[1],
+            (T,),
+            (T,),
+        )[1],
+        T * slope(T),
+    ),
+    "`jvp` over closed-over arrays": (
+        lambda: jax.jvp(
+            lambda t: argmin(lambda y: jnp.sum(y**4 / 4 - t * y), START, forward_mode=True),
+            (T,),
+            (T,),
+        )[1],
+        T * slope(T),
+    ),
+    "`solve(...).value`: `jvp` and `hessian`": (
+        lambda: (
+            jax.jvp(lambda t: solve(cube_root, START, t, forward_mode=True).value, (T,), (T,))[1],
+            jax.hessian(lambda t: solve(cube_root, START, t, forward_mode=True).value)(T),
+        ),
+        (-jnp.sum(T * root(T)), -jnp.diag(slope(T))),
+    ),
+}
+
+
+@pytest.mark.parametrize("row", BY_DEFAULT)
+def test_composition_is_exact_by_default(row):
+    compute, expected = BY_DEFAULT[row]
+    # Newton's polish leaves y right to rounding; derivatives lose a digit or two to it.
+    assert_close(compute(), expected, 1e-12)
+
+
+@pytest.mark.parametrize("row", IN_FORWARD_MODE)
+def test_composition_is_exact_in_forward_mode(row):
+    compute, expected = IN_FORWARD_MODE[row]
+    assert_close(compute(), expected, 1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_all_nestings_of_forward_and_reverse_mode_agree_with_the_closed_form(order):
+    def of(t):
+        return argmin(cube_root, jnp.ones(()), t, forward_mode=True)
+
+    t = jnp.array(2.0)
+    expected = {2: curvature(t), 3: 10 / 27 * t ** (-8 / 3)}[order]
+    modes = jax.jacfwd, jax.jacrev
+    nestings = list(itertools.product(modes, repeat=2))
+    if order == 3:  # each once in each place
+        nestings = [(modes[0],) * 3, (modes[1],) * 3, (*modes, modes[0]), (*modes[::-1], modes[1])]
+    for nesting in nestings:
+        derivative = of
+        for mode in nesting:
+            derivative = mode(derivative)
+        assert_close(derivative(t), expected, 1e-12)
+
+
+def test_all_second_order_nestings_agree_with_dense_algebra_where_the_hessian_is_full():
+    """d^2/dt^2 of c'y* with K(y*, t) y*' = -R by differentiating the dense solve."""
+    matrix = jnp.array([[2.0, 0.3], [0.3, 1.0]])
+    start = jnp.zeros(2)
+
+    def objective(y, t):
+        return jnp.sum(jnp.cosh(y)) + y @ matrix @ y / 2 - jnp.sum(jnp.sin(t) * y)
+
+    def tangent(y, t):  # dy*/dt, as a function of y* and t
+        hessian = jax.hessian(objective)(y, t)
+        cross = jax.jacfwd(jax.grad(objective), argnums=1)(y, t)
+        return -jnp.linalg.solve(hessian, cross)
+
+    t = jnp.array([0.4, -0.9])
+    y = argmin(objective, start, t)
+    along_y, along_t = jax.jacfwd(tangent, argnums=(0, 1))(y, t)
+    expected = jnp.einsum("ijk,kl->ijl", along_y, tangent(y, t)) + along_t
+    fn = partial(argmin, objective, start, forward_mode=True)
+    for outer, inner in itertools.product((jax.jacfwd, jax.jacrev), repeat=2):
+        assert_close(outer(inner(fn))(t), expected, 1e-10)
+
+
+def test_the_forward_rule_ran_rather_than_differentiation_through_the_iterations():
+    """Similar to the derivative of the unrolled iterations, yet not the same in the last bits."""
+
+    def unrolled(t):
+        y = START
+        for _ in range(6):
+            y = y - (y**3 - t) / (3 * y**2)
+        return y
+
+    found, other = jax.jvp(forward, (T,), (T,))[1], jax.jvp(unrolled, (T,), (T,))[1]
+    np.testing.assert_allclose(found, other, rtol=1e-9)
+    program = str(jax.make_jaxpr(lambda t: jax.jvp(forward, (t,), (t,)))(T))
+    assert "linear_solve" in program
+
+
+def test_forward_mode_without_the_option_names_it():
+    for transform in (jax.jacfwd, jax.hessian, lambda f: jax.jit(jax.jacfwd(f))):
+        with pytest.raises(TypeError, match="forward_mode=True"):
+            transform(loss)(T)
+
+
+@pytest.mark.parametrize("option", ["has_aux", "forward_mode"])
+def test_a_flag_that_is_no_bool_is_refused_by_name(option):
+    with pytest.raises(TypeError, match=f"{option} must be True or False; found 'yes'"):
+        minimiser(T, **{option: "yes"})
+
+
+def test_a_failed_linear_solve_is_not_silent_in_forward_mode():
+    """Beyond the dense limit, conjugate gradients cannot solve a Hessian of condition 1e14."""
+    scales = jnp.geomspace(1.0, 1e14, 40)
+
+    def fn(t, policy):
+        return argmin(
+            lambda y, t: jnp.sum(scales * (y - t) ** 2) / 2 + jnp.sum(y) ** 2 / 2,
+            t,  # the start: near enough for the forward pass
+            t,
+            linear_solver=Auto(dense_limit=2),
+            on_failure=policy,
+            forward_mode=True,
+        )
+
+    ones = jnp.ones(40)
+    # The tangent's linear solve runs inside a jitted function: JAX wraps our error in its own.
+    with pytest.raises((ArgminError, JaxRuntimeError), match="argmin: LINEAR_SOLVE_FAILED"):
+        jax.jvp(lambda t: fn(t, "raise"), (ones,), (ones,))
+    tangent = jax.jvp(lambda t: fn(t, "nan"), (ones,), (ones,))[1]
+    assert np.all(np.isnan(tangent))
+
+
+def test_the_page_shows_every_composition_and_no_other():
+    rows = [line.split("|")[1:3] for line in PAGE.splitlines() if line.startswith("| ")]
+    found = {name.strip(): needs.strip() for name, needs in rows[1:] if "---" not in name}
+    expected = dict.fromkeys(BY_DEFAULT, "nothing")
+    assert found == expected | dict.fromkeys(
+        [*IN_FORWARD_MODE, "every nesting of forward and reverse, to third order"],
+        "`forward_mode=True`",
+    )
