@@ -130,7 +130,7 @@ class _Jaxopt:
 
     def run(self, problem, y, tolerance, max_steps):
         del tolerance, max_steps
-        # With implicit_diff=False JAXopt unrolls its loops, many times slower under vmap.
+        # Otherwise JAXopt unrolls its loops, many times slower under vmap.
         settings = {"maxiter": self.max_steps, "implicit_diff": True, **dict(self.options)}
         y, state = self.kind(fun=problem.objective, **settings).run(y, problem.args)
         return y, jnp.asarray(state.iter_num, jnp.int32)
