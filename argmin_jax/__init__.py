@@ -19,5 +19,6 @@ from .report import Status as Status
 from .solvers import LBFGS as LBFGS
 from .solvers import Jaxopt as Jaxopt
 from .solvers import NewtonCG as NewtonCG
+from .solvers import Scipy as Scipy
 
 __version__ = "0.1.0"

@@ -59,7 +59,7 @@ def argmin(
             solution. Arrays that it closes over, traced or not, receive gradients like params.
         y0: a pytree of float32 or float64 arrays: where the solve starts. Its gradient is zero.
         *params: pytrees of arrays of any dtype; those not of floating dtype get no gradient.
-        solver: `LBFGS`, `NewtonCG`, an Optimistix minimiser, `Jaxopt`, or a callable
+        solver: `LBFGS`, `NewtonCG`, an Optimistix minimiser, `Scipy`, `Jaxopt`, or a callable
             ``(objective, y0, *params) -> y``.
         linear_solver: `Auto`, `SVD`, or any Lineax solver that takes a positive semidefinite
             operator.

@@ -5,3 +5,4 @@ from .adapters import Minimiser as Minimiser
 from .adapters import adapt as adapt
 from .lbfgs import LBFGS as LBFGS
 from .newton_cg import NewtonCG as NewtonCG
+from .scipy import Scipy as Scipy

@@ -13,6 +13,7 @@ from ..identity import ById, Opaque, identity
 from ..problem import Problem
 from .lbfgs import LBFGS
 from .newton_cg import NewtonCG
+from .scipy import Scipy, ScipyMinimiser
 
 
 class Minimiser(Protocol):
@@ -83,11 +84,13 @@ def adapt(solver: Any, max_steps: int) -> Minimiser:
         return _Optimistix(solver, max_steps)
     if isinstance(solver, Jaxopt):
         return _Jaxopt(solver.kind, solver.options, max_steps)
+    if isinstance(solver, Scipy):
+        return ScipyMinimiser(solver, max_steps)
     if callable(solver):
         return _function(solver)
     raise TypeError(
-        "solver must be argmin_jax.LBFGS(...), NewtonCG(...) or Jaxopt(...), an Optimistix "
-        f"minimiser or a callable (objective, y0, *params) -> y; found {solver!r}."
+        "solver must be argmin_jax.LBFGS(...), NewtonCG(...), Scipy(...) or Jaxopt(...), an "
+        f"Optimistix minimiser or a callable (objective, y0, *params) -> y; found {solver!r}."
     )
 
 
