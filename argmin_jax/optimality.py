@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Scalar
 
+from .operators import Jacobian
 from .problem import Arguments, Objective
 
 
@@ -24,13 +25,7 @@ def jacobian(
     It carries the tag `positive_semidefinite`, which holds at every minimum, so that each of
     Lineax's solvers accepts it. Whether it holds *here* is for `report` to judge.
     """
-    return lx.JacobianLinearOperator(
-        lambda y, args: residual(objective, y, args),
-        y,
-        args,
-        tags=lx.positive_semidefinite_tag,
-        jac="fwd",
-    )
+    return Jacobian(jax.tree_util.Partial(residual, objective), y, args)
 
 
 def probe(y: Float[Array, " n"]) -> Float[Array, " n"]:
