@@ -95,7 +95,8 @@ class _State(eqx.Module):
     system: System
     scale: _Scale
     restoration: _Restoration
-    first: Bool[Array, ""]
+    stage: Int[Array, ""]  # 0: at the given start, for the scale; 1: inside, for the slacks
+    estimate: Bool[Array, ""]  # the multipliers of the rows are to be found by least squares
     steps: Int[Array, ""]
     error: Scalar
     finished: Bool[Array, ""]
@@ -143,7 +144,7 @@ class _Method:
         n, m, p = self.n, self.m, self.p
         dtype = self.dtype
         zero, no = jnp.zeros((), dtype), jnp.array(False)
-        y = jnp.where(self.fixed, self.program.lower, self.inside(self.y))
+        y = self.y
         x = jnp.concatenate([y, jnp.ones(m, dtype)])
         point = _Point(
             x=x,
@@ -186,7 +187,8 @@ class _Method:
             ),
             scale=_Scale(jnp.ones((), dtype), jnp.ones(p + m, dtype)),
             restoration=_Restoration(no, jnp.ones((), dtype), y, zero, zero),
-            first=jnp.array(True),
+            stage=jnp.array(0, jnp.int32),
+            estimate=jnp.array(False),
             steps=jnp.array(0, jnp.int32),
             error=jnp.full((), jnp.inf, dtype),
             finished=no,
@@ -299,7 +301,7 @@ class _Method:
             """Of objective and rows in the Lagrangian; by then the first scale is known."""
             objective = _scale(jnp.max(jnp.abs(gradient), initial=0))
             each = _scale(jnp.max(jnp.abs(jacobian), axis=1, initial=0))
-            scale = _where(state.first, _Scale(objective, each), state.scale)
+            scale = _where(state.stage == 0, _Scale(objective, each), state.scale)
             slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), state.trial.x[self.n :]])
             restoring = (scale.rows * rows + slacks) / restoration.size
             multipliers = jnp.where(restoration.active, restoring, state.trial.rows)
@@ -335,11 +337,12 @@ class _Method:
             & jnp.all(jnp.isfinite(at.hessian))
         )
         passed, armijo = self.judge(state, trial, at)
-        accepted = finite & (state.forced | passed)
-        dead = state.forced & ~finite
+        scaling = state.stage == 0
+        accepted = scaling | (finite & (state.forced | passed))
+        dead = state.forced & ~finite & ~scaling
 
         theta = self.theta(trial.x, at)
-        theta_0 = jnp.where(state.first, theta, state.theta_0)
+        theta_0 = jnp.where(state.stage == 1, theta, state.theta_0)
         augment = accepted & ~state.forced & ~armijo & ~restoration.active
         filter_ = _where(augment, self.augmented(state), state.filter)
         point = _where(accepted, trial, state.point)
@@ -356,14 +359,14 @@ class _Method:
             & self.outside(filter_, theta, self.phi_main(trial.x, at, restoration.barrier))
         )
         e_0 = self.error(errors, 0.0)
-        converged = accepted & ~restoration.active & (e_0 <= self.tolerance)
+        converged = accepted & ~scaling & ~restoration.active & (e_0 <= self.tolerance)
         infeasible = accepted & restoration.active & self.stationary_violation(point, here)
 
         # The barrier parameter
         floor = self.tolerance / (KAPPA_EPS + 1)
         lowered = barrier
         for _ in range(4):
-            solved = accepted & (self.error(errors, lowered) <= KAPPA_EPS * lowered)
+            solved = accepted & (state.stage > 1) & ~state.estimate & (self.error(errors, lowered) <= KAPPA_EPS * lowered)
             next_ = jnp.maximum(floor, jnp.minimum(KAPPA_MU * lowered, lowered**THETA_MU))
             lowered = jnp.where(solved, next_, lowered)
         changed = lowered != barrier
@@ -400,9 +403,18 @@ class _Method:
             slack=sigma[self.n :],
             relaxed=jnp.where(restoration.active, restoration.size, 0) * jnp.ones_like(here.rows),
         )
+        estimate = accepted & state.estimate & ~restoration.active
+        # Section 3.6: the least-squares multipliers solve a system of the same kind.
+        identity = System(
+            jnp.eye(self.n, dtype=self.dtype),
+            here.jacobian,
+            jnp.ones_like(system.slack),
+            jnp.zeros_like(system.relaxed),
+        )
+        system = _where(estimate, identity, system)
         system = _where(accepted, system, state.system)
-        factors = factorise(system, state.factors.last_shift, accepted)
-        unsound = accepted & ~factors.sound
+        factors = factorise(system, state.factors.last_shift, accepted & ~scaling)
+        unsound = accepted & ~scaling & ~factors.sound
         factors = _where(accepted, factors, state.factors)
         c = self.constraints(point.x, here)
         c = jnp.where(restoration.active, c - restoration.size * point.rows, c)
@@ -413,6 +425,8 @@ class _Method:
         slopes = self.slopes(point.x, here, barrier, restoration)
         to_barrier = self.barrier_slopes(point.x, barrier)
         rx = slopes + to_barrier + self.times_rows(here, point.rows)
+        rx = jnp.where(estimate, slopes - point.lower + point.upper, rx)
+        rc = jnp.where(estimate, 0, rc)
         rx = jnp.where(jnp.concatenate([self.fixed, jnp.zeros(self.m, bool)]), 0, rx)
         dx, drows = solve(system, factors, rx, rc)
         direction = self.with_bounds(point, dx, drows, barrier)
@@ -478,7 +492,15 @@ class _Method:
             lower=jnp.where(self.has_lower, next_barrier / below, 0),
             upper=jnp.where(self.has_upper, next_barrier / above, 0),
         )
-        forced = enters | leaves
+        guess = _Point(
+            point.x, jnp.where(_size(drows) <= 1e3, drows, 0), point.lower, point.upper
+        )
+        anew = _where(estimate, guess, anew)
+        inside = jnp.where(self.fixed, self.program.lower, self.inside(self.y))
+        x = jnp.concatenate([inside, point.x[self.n :]])
+        moved = eqx.tree_at(lambda p: p.x, state.point, x)
+        anew = _where(scaling, moved, anew)
+        forced = enters | leaves | estimate | scaling
         onward = _where(forced, anew, onward)
         return _State(
             point=_where(forced, anew, point),
@@ -491,9 +513,10 @@ class _Method:
             search=next_search,
             factors=factors,
             system=system,
-            scale=_where(state.first, scale, state.scale),
+            scale=scale,
             restoration=next_restoration,
-            first=jnp.array(False),
+            stage=jnp.minimum(state.stage + 1, 2),
+            estimate=leaves | (scaling & (self.p + self.m > 0)),
             steps=state.steps + 1,
             error=e_0,
             finished=converged | infeasible | dead | gives_up,
@@ -502,7 +525,7 @@ class _Method:
 
     def first_slacks(self, state, at):
         values = jnp.maximum(-at.rows[self.p :], KAPPA_1)
-        slacks = jnp.where(state.first, values, state.trial.x[self.n :])
+        slacks = jnp.where(state.stage == 1, values, state.trial.x[self.n :])
         x = jnp.concatenate([state.trial.x[: self.n], slacks])
         return eqx.tree_at(lambda t: t.x, state.trial, x)
 
@@ -628,7 +651,8 @@ class _Method:
 
 
 def _scale(largest):
-    return jnp.where(largest > LARGEST_GRADIENT, LARGEST_GRADIENT / largest, 1)
+    large = (largest > LARGEST_GRADIENT) & jnp.isfinite(largest)
+    return jnp.where(large, LARGEST_GRADIENT / largest, 1)
 
 
 def _ratio(value, change):
