@@ -30,6 +30,7 @@ ROOMS = {
         "problem", "structure", "optimality", "linear_solve", "implicit", "solvers", "report",
         "forward",
     },
+    "check": {"layer", "report"},
     "nnx": {"layer", "report"},
 }  # fmt: skip
 

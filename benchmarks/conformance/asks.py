@@ -75,8 +75,9 @@ def truths(problem: Problem, dtype: str) -> list[list[np.ndarray]]:
         problem = replace(problem, ask=Ask.GRADIENT)
     found = []
     for solution in problem.solutions:
-        arrays = derivative(problem, partial(_true_answer, solution), params, problem.y0)
-        arrays = [np.array(x) for x in arrays]
+        solve = partial(_true_answer, solution)
+        asked = jax.jit(lambda params, solve=solve: derivative(problem, solve, params, problem.y0))
+        arrays = [np.array(x) for x in asked(params)]
         for array, axis in zip(arrays, problem.in_axes, strict=False):
             if axis is not None:
                 array[list(problem.bad_lanes)] = np.nan

@@ -107,6 +107,7 @@ def box_bounds(a, b, lower, upper):
 
 def box_solution(a, b, lower, upper):
     """The first two entries at their lower, the last at its upper bound."""
+    a = (a + a.T) / 2
     free = slice(2, N - 1)
     y = jnp.concatenate([lower[:2], jnp.zeros(N - 3), upper[-1:]])
     inner = jnp.linalg.solve(a[free, free], b[free] - a[free] @ y)

@@ -12,7 +12,7 @@ from typing import IO
 from .worker import Outcome
 
 ROOT = Path(__file__).parents[2]
-START_S = 60.0  # of the process itself, on top of the first problem's limit
+START_S = 120.0  # of the process itself, on top of the first problem's limit
 
 
 def outcomes(

@@ -7,6 +7,7 @@ matrices where the problem is a quadratic program.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jaxopt
 
@@ -57,12 +58,20 @@ def _constrained(options: dict[str, Any], problem: Problem, objective, y0, param
     program = PROGRAMS.get(problem.objective)
     if program is not None:
         return jaxopt.OSQP(**options).run(None, **program(*params)).params.primal
+    if problem.objective is sets.entropy:
+        # Entropic mirror descent, for which JAXopt wants a step of the user's.
+        solver = jaxopt.MirrorDescent(objective, _entropic_step, stepsize=0.5, **options)
+        return solver.run(y0, None, *params).params
     projection = PROJECTIONS.get((problem.objective, problem.eq, problem.ineq))
     if projection is None:
         raise CannotExpress("neither a projection nor a quadratic program of its own")
     project, of_params = projection
     solver = jaxopt.ProjectedGradient(lambda y, p: objective(y, *p), project, **options)
     return solver.run(y0, of_params(*params), params).params
+
+
+def _entropic_step(y, gradient, stepsize, nothing):
+    return jax.nn.softmax(jnp.log(y) - stepsize * gradient)
 
 
 def _twice(y, total):
@@ -103,7 +112,6 @@ PROJECTIONS = {
         jaxopt.projection.projection_l2_sphere,
         _last,
     ),
-    (sets.entropy, sets.on_the_simplex, None): (_simplex, _nothing),
     (sets.distance, sets.on_the_simplex, None): (_simplex, _nothing),
     (sets.distance, None, sets.in_the_ball): (jaxopt.projection.projection_l2_ball, _last),
     (sets.box_objective, None, None): (

@@ -47,9 +47,9 @@ def run(contender: Contender, problem: Problem, dtype: str) -> list[Any]:
 
 
 def describe(error: BaseException) -> str:
-    """The kind of an exception and the last sentence-bearing line of its text."""
-    lines = [line for line in str(error).splitlines() if any(c.isalpha() for c in line)]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:300]
+    """The kind of an exception and the first line of its text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def main(name: str, dtype: str, problems: list[str]) -> None:
