@@ -4,16 +4,18 @@ import io
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from rich.console import Console
 
 from benchmarks.conformance import guard, page
-from benchmarks.conformance.asks import derivative, tangent, truths
+from benchmarks.conformance.asks import cotangent, derivative, tangent, truths
 from benchmarks.conformance.catalogue import CATALOGUE, GROUPS
 from benchmarks.conformance.contenders import CONTENDERS, Contender
 from benchmarks.conformance.judge import Kind, judge, relative_error
@@ -33,48 +35,57 @@ def one_lane(problem: Problem) -> Problem:
     return replace(problem, params=tuple(params))
 
 
-def lagrangian_residual(problem: Problem, y, params) -> float:
-    """How far the gradient of the objective is from the span of the active constraints' gradients,
-    inequalities pushing the right way; inf where y is infeasible."""
-    flat, unravel = jax.flatten_util.ravel_pytree(y)
+def first_order(problem: Problem, solution, params):
+    """At the true solution: the gradient of the objective, the equations and the inequalities
+    (feasible up to 0), and the Jacobians of both."""
+    y, unravel = ravel_pytree(solution(*params))
 
-    def value(flat):
-        found = problem.objective(jnp, unravel(flat), *params)
+    def value(y):
+        found = problem.objective(jnp, unravel(y), *params)
         if problem.form is Form.LEAST_SQUARES:
             return jnp.sum(found**2) / 2
         return found[0] if problem.ask is Ask.AUX else found
 
-    def equations(flat):
-        return jnp.atleast_1d(0.0 if problem.eq is None else problem.eq(jnp, flat, *params))
+    def equations(y):
+        return jnp.zeros(0) if problem.eq is None else problem.eq(jnp, y, *params)
 
-    def inequalities(flat):
+    def inequalities(y):
         lower, upper = (None, None) if problem.bounds is None else problem.bounds(*params)
-        found = [jnp.zeros(0) if problem.ineq is None else problem.ineq(jnp, flat, *params)]
-        found.append(jnp.zeros(0) if lower is None else lower - flat)
-        found.append(jnp.zeros(0) if upper is None else flat - upper)
-        return jnp.concatenate([jnp.atleast_1d(f) for f in found])
+        found = [] if problem.ineq is None else [problem.ineq(jnp, y, *params)]
+        found += [] if lower is None else [lower - y]
+        found += [] if upper is None else [y - upper]
+        return jnp.concatenate([jnp.zeros(0), *map(jnp.atleast_1d, found)])
 
-    gap = np.asarray(inequalities(flat))
-    if np.max(np.abs(equations(flat))) > 1e-9 or np.any(gap > 1e-9):
-        return np.inf
-    slopes = np.concatenate(
-        [jax.jacobian(equations)(flat), jax.jacobian(inequalities)(flat)[gap > -1e-9]]
+    def both(y):
+        return jnp.atleast_1d(equations(y)), inequalities(y)
+
+    return jax.grad(value)(y), both(y), jax.jacobian(both)(y)
+
+
+def is_optimal(gradient, constraints, slopes) -> bool:
+    """Feasible, and the gradient balanced by the active constraints, which push the right way."""
+    equations, inequalities = map(np.asarray, constraints)
+    active = inequalities > -1e-9
+    matrix = np.concatenate([slopes[0], slopes[1][active]])
+    multipliers, *_ = np.linalg.lstsq(matrix.T, -gradient, rcond=None)
+    balance = np.linalg.norm(gradient + matrix.T @ multipliers)
+    return (
+        np.all(np.abs(equations) < 1e-9)
+        and np.all(inequalities < 1e-9)
+        and np.all(multipliers[len(equations) :] >= 0)
+        and balance < 1e-9 * max(1.0, np.linalg.norm(gradient))
     )
-    gradient = np.asarray(jax.grad(value)(flat))
-    multipliers, *_ = np.linalg.lstsq(slopes.T, -gradient, rcond=None)
-    pushes = multipliers[len(equations(flat)) :]
-    residual = np.linalg.norm(gradient + slopes.T @ multipliers)
-    return np.inf if np.any(pushes < 0) else residual / max(1.0, np.linalg.norm(gradient))
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVABLE) - IRREGULAR - {"lasso"}))
 def test_true_solutions_satisfy_the_optimality_conditions_at_and_beside_their_params(name):
     # What solves the problem for all params nearby has the derivative of the solution.
     problem = one_lane(CATALOGUE[name])
-    for shift in (0.0, 1e-3):
-        params = [jnp.asarray(p + shift * tangent(p.shape)) for p in problem.params]
-        for solution in problem.solutions:
-            assert lagrangian_residual(problem, solution(*params), params) < 1e-9
+    for solution in problem.solutions:
+        conditions = jax.jit(partial(first_order, problem, solution))
+        for shift in (0.0, 1e-3):
+            params = [jnp.asarray(p + shift * tangent(p.shape)) for p in problem.params]
+            assert is_optimal(*jax.tree.map(np.asarray, conditions(params)))
 
 
 def test_true_lasso_is_the_fixed_point_of_proximal_gradient_at_and_beside_its_params():
@@ -85,7 +96,7 @@ def test_true_lasso_is_the_fixed_point_of_proximal_gradient_at_and_beside_its_pa
         np.testing.assert_allclose(problem.objective(jnp, y, *params), y, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["second order", "quadratic on a sphere", "enzyme kinetics"])
+@pytest.mark.parametrize("name", ["second order", "quadratic on a sphere"])
 def test_truths_are_the_central_differences_of_the_true_solutions(name):
     problem = CATALOGUE[name]
     (found,) = truths(problem, "float64")
@@ -96,7 +107,7 @@ def test_truths_are_the_central_differences_of_the_true_solutions(name):
             (gradient,) = truths(replace(first, params=params), "float64")
             return sum(np.sum(g * tangent(g.shape)) for g in gradient)
         y = problem.solutions[0](*map(jnp.asarray, params))
-        return np.sum(y * np.cos(1.0 + np.arange(y.size)))
+        return float(np.sum(y * cotangent(y.shape)))
 
     step = 1e-5
     moved = [
@@ -171,7 +182,7 @@ def test_a_bad_lane_has_to_be_refused_and_the_good_ones_to_be_right():
 
 
 def test_any_of_several_minima_will_do():
-    problem = CATALOGUE["Himmelblau"]
+    problem = CATALOGUE["polynomial with several minima"]
     true = truths(problem, "float64")
     for truth in true:
         outcome = {"arrays": [t.tolist() for t in truth], "warned": []}
@@ -192,8 +203,6 @@ QUICK = [
     "gradient of the optimal value",
     "one bad lane of a batch",
     "start at a saddle point",
-    "linear objective",
-    "stopped after 2 steps",
 ]
 
 
