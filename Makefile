@@ -4,10 +4,10 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test compare lint format clean
+.PHONY: help train test compare conformance lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
 	$(BIN)/python -m models.train $(ARGS)
@@ -17,6 +17,9 @@ test: $(STAMP) ## run the whole suite
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
+	$(BIN)/python -m benchmarks.conformance $(ARGS)
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .

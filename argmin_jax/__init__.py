@@ -1,5 +1,10 @@
 """argmin_jax: the differentiable argmin layer for JAX."""
 
+# Gradients of your own problem held against differences.
+from .check import GradientCheck as GradientCheck
+from .check import LeafCheck as LeafCheck
+from .check import check_gradients as check_gradients
+
 # The layer.
 from .layer import Solution as Solution
 from .layer import argmin as argmin
