@@ -366,7 +366,12 @@ class _Method:
         floor = self.tolerance / (KAPPA_EPS + 1)
         lowered = barrier
         for _ in range(4):
-            solved = accepted & (state.stage > 1) & ~state.estimate & (self.error(errors, lowered) <= KAPPA_EPS * lowered)
+            solved = (
+                accepted
+                & (state.stage > 1)
+                & ~state.estimate
+                & (self.error(errors, lowered) <= KAPPA_EPS * lowered)
+            )
             next_ = jnp.maximum(floor, jnp.minimum(KAPPA_MU * lowered, lowered**THETA_MU))
             lowered = jnp.where(solved, next_, lowered)
         changed = lowered != barrier
@@ -492,9 +497,7 @@ class _Method:
             lower=jnp.where(self.has_lower, next_barrier / below, 0),
             upper=jnp.where(self.has_upper, next_barrier / above, 0),
         )
-        guess = _Point(
-            point.x, jnp.where(_size(drows) <= 1e3, drows, 0), point.lower, point.upper
-        )
+        guess = _Point(point.x, jnp.where(_size(drows) <= 1e3, drows, 0), point.lower, point.upper)
         anew = _where(estimate, guess, anew)
         inside = jnp.where(self.fixed, self.program.lower, self.inside(self.y))
         x = jnp.concatenate([inside, point.x[self.n :]])
@@ -543,9 +546,7 @@ class _Method:
         rounding = 10 * self.eps * jnp.abs(before)
         slope, alpha = search.slope, search.alpha
         armijo = after - before - rounding <= ETA * alpha * slope
-        switching = (slope < 0) & (
-            alpha * jnp.abs(slope) ** S_PHI > DELTA * theta_here**S_THETA
-        )
+        switching = (slope < 0) & (alpha * jnp.abs(slope) ** S_PHI > DELTA * theta_here**S_THETA)
         by_armijo = switching & (theta_here <= 1e-4 * theta_0)
         better = (theta <= (1 - GAMMA_THETA) * theta_here) | (
             after - before - rounding <= -GAMMA_PHI * theta_here
