@@ -113,7 +113,7 @@ def check_gradients(
         return sum(jax.tree.leaves(products)), found
 
     # One program for the gradient and for all differences.
-    quiet = options | {"on_failure": "nan"}
+    quiet: dict[str, Any] = {**options, "on_failure": "nan"}
     evaluate = jax.jit(jax.value_and_grad(functional, has_aux=True))
     (_, solution), gradient = evaluate(floating, y0)
     if solution.report.status != Status.CONVERGED:
