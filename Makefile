@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test compare lint format clean
+.PHONY: help train test compare memory lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,9 @@ test: $(STAMP) ## run the whole suite
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+memory: $(STAMP) ## the memory of a gradient through a million unknowns
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
