@@ -4,10 +4,10 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test compare memory lint format clean
+.PHONY: help train test compare conformance memory lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
 	$(BIN)/python -m models.train $(ARGS)
@@ -20,6 +20,9 @@ compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 
 memory: $(STAMP) ## the memory of a gradient through a million unknowns
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
+	$(BIN)/python -m benchmarks.conformance $(ARGS)
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ ROOMS = {
         "problem", "structure", "optimality", "linear_solve", "implicit", "solvers", "report",
         "forward",
     },
+    "check": {"layer", "report"},
     "nnx": {"layer", "report"},
 }  # fmt: skip
 
