@@ -80,7 +80,6 @@ class Bounds(eqx.Module):
 
     def slope(self, x: Float[Array, " n+m"], mu: Scalar) -> Float[Array, " n+m"]:
         """The gradient of mu times `barrier`."""
-        below, above = self.distances(x)
         return self.push(x, mu, mu) + mu * self.damping
 
     def push(self, x: Float[Array, " n+m"], lower: Array, upper: Array) -> Float[Array, " n+m"]:
@@ -99,7 +98,7 @@ class Bounds(eqx.Module):
         return point.lower * below, point.upper * above
 
     def direction(self, point: Point, dx: Array, rows: Array, lower: Array, upper: Array) -> Point:
-        """The step of all variables for the targets ``lower`` and ``upper`` of the products, (12)."""
+        """The whole step, for dx and the targets of the products of complementarity, (12)."""
         below, above = self.distances(point.x)
         lower = (lower - point.lower * dx) / below - point.lower
         upper = (upper + point.upper * dx) / above - point.upper

@@ -29,7 +29,6 @@ class Derivatives:
         quadratic: whether, besides, the objective is quadratic.
     """
 
-
     def __init__(self, program: NonlinearProgram, y: Float[Array, " n"]):
         self.program = program
         rows = jax.jacfwd(self.rows) if self._wide(y) else jax.jacrev(self.rows)
@@ -68,18 +67,18 @@ class Derivatives:
 
     def hessian(
         self, y: Float[Array, " n"], factor: Scalar, rows: Float[Array, " p+m"]
-    ) -> Float[Array, "n n"]:
-        """Of factor * objective + rows' constraints."""
+    ) -> tuple[Float[Array, "n n"], Scalar]:
+        """Of factor * objective + rows' constraints: a matrix, and a factor that belongs to it."""
         if self.curvature is not None:
-            return factor * self.curvature
+            return self.curvature, factor
         if self.jacobian is not None:
-            return factor * jax.hessian(self.objective)(y)
+            return jax.hessian(self.objective)(y), factor
         weights = jnp.concatenate([factor[None], rows])
 
         def gradient(y):
             return jax.vjp(self._stacked, y)[1](weights)[0]
 
-        return jax.jacfwd(gradient)(y)
+        return jax.jacfwd(gradient)(y), jnp.ones_like(factor)
 
     def _stacked(self, y):
         return jnp.concatenate([self.objective(y)[None], self.rows(y)])

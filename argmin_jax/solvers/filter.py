@@ -51,10 +51,8 @@ def armijo(before: Merit, after: Merit, alpha: Scalar, slope: Scalar) -> Bool[Ar
     return after.phi - before.phi <= ETA * alpha * slope + _rounding(before)
 
 
-def switching(
-    before: Merit, alpha: Scalar, slope: Scalar, first_theta: Scalar
-) -> Bool[Array, ""]:
-    """(19), at small violations: the step promises so much of phi that Armijo's condition counts."""
+def switching(before: Merit, alpha: Scalar, slope: Scalar, first_theta: Scalar) -> Bool[Array, ""]:
+    """(19), at small violations: phi is promised so much that Armijo's condition counts."""
     promise = alpha * jnp.abs(slope) ** S_PHI > DELTA * before.theta**S_THETA
     return (slope < 0) & promise & (before.theta <= SMALL * jnp.maximum(1, first_theta))
 

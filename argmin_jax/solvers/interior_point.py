@@ -146,7 +146,8 @@ class _Here(eqx.Module):
     values: _Values
     gradient: Float[Array, " n+m"]
     jacobian: Float[Array, "p+m n"]
-    hessian: Float[Array, "n n"]
+    hessian: Float[Array, "n n"]  # of the Lagrangian, but for
+    factor: Scalar  # its factor
     scale: _Scale
     finite: Bool[Array, ""]
 
@@ -175,6 +176,9 @@ class _Method:
         self.tolerance = tolerance
         self.options = options
         self.derivatives = Derivatives(program, y)
+        if self.derivatives.linear:
+            self.row_scale = _scale(self.derivatives.jacobian)
+            self.jacobian = self.row_scale[:, None] * self.derivatives.jacobian
         self.fixed = program.lower >= program.upper
         relaxation = jnp.minimum(tolerance, self.eps**0.5)
         self.bounds = Bounds(program.lower, program.upper, self.m, relaxation)
@@ -220,6 +224,7 @@ class _Method:
         def shapes():
             system = System(
                 hessian=jnp.zeros((n, n), self.dtype),
+                factor=jnp.zeros((), self.dtype),
                 barrier=jnp.zeros(n + m, self.dtype),
                 jacobian=jnp.zeros((p + m, n), self.dtype),
                 relaxed=jnp.zeros(p + m, self.dtype),
@@ -228,9 +233,7 @@ class _Method:
             factors = factorise(system, jnp.zeros((), self.dtype), jnp.array(True))
             return _Kept(system, factors, system.barrier)
 
-        return jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shapes)
-        )
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shapes))
 
     # A step: judge the trial point, choose the direction, find the next trial point
 
@@ -281,15 +284,15 @@ class _Method:
             average = self.average(here.point)
             left = state.free.active & ~free.active
             mu = jnp.where(left, jnp.maximum(average, self.floor), mu)
-        filter_ = _where(
-            (mu != state.mu) & ~restoration.active, Filter.empty(self.dtype), filter_
-        )
+        filter_ = _where((mu != state.mu) & ~restoration.active, Filter.empty(self.dtype), filter_)
 
         # A refusal: a second-order correction, or a shorter step
         shorter = search.alpha / 2
         corrects = jnp.array(False)
         if state.kept is not None:
-            corrects = ~accepted & here.finite & ~restoration.active & self.corrects(search, before, after)
+            corrects = (
+                ~accepted & here.finite & ~restoration.active & self.corrects(search, before, after)
+            )
         floor = jnp.where(
             restoration.active, self.eps, smallest_step(before, search.slope, first_theta)
         )
@@ -300,7 +303,9 @@ class _Method:
         factors = factorise(system, state.last_shift, accepted & ~scaling)
         failed = failed | (accepted & ~scaling & ~factors.sound)
         slope = self.slope(here, mu, restoration)
-        along = self.movable(slope + here.times_rows(jnp.where(restoration.active, here.point.rows, 0)))
+        along = self.movable(
+            slope + here.times_rows(jnp.where(restoration.active, here.point.rows, 0))
+        )
         rx = slope + here.times_rows(here.point.rows)
         rc = jnp.where(restoration.active, 0, here.values.c)
         rx, rc = _where(state.estimate, self.estimating(here), (rx, rc))
@@ -358,9 +363,7 @@ class _Method:
         left = eqx.tree_at(lambda r: r.active, restoration, jnp.array(False))
         onward = _where(restores, entered, _where(recovered, left, restoration))
         filter_ = _where(restores, filter_.added(self.problem_merit(point, values, mu)), filter_)
-        mu = jnp.where(
-            restores, jnp.maximum(mu, largest), jnp.where(recovered, restoration.mu, mu)
-        )
+        mu = jnp.where(restores, jnp.maximum(mu, largest), jnp.where(recovered, restoration.mu, mu))
         lower, upper = self.bounds.centred(point.x, mu)
         anew = Point(point.x, jnp.where(recovered, 0, point.rows), lower, upper)
         anew = _where(state.estimate, self.estimated(point, dx, drows, free), anew)
@@ -396,22 +399,30 @@ class _Method:
         trial, restoration = state.trial, state.restoration
         y = trial.x[: self.n]
         raw = self.derivatives.first_order(y)
-        scale = _Scale(_scale(raw.gradient), _scale(raw.jacobian))
-        scale = _where(state.stage == 0, scale, state.scale)
+        if self.derivatives.linear:
+            of_rows, jacobian = self.row_scale, self.jacobian
+        else:
+            of_rows = jnp.where(state.stage == 0, _scale(raw.jacobian), state.scale.rows)
+            jacobian = of_rows[:, None] * raw.jacobian
+        of_objective = jnp.where(state.stage == 0, _scale(raw.gradient), state.scale.objective)
+        scale = _Scale(of_objective, of_rows)
         rows = scale.rows * raw.rows
         slacks = jnp.maximum(-rows[self.p :], LEAST_SLACK)
         slacks = jnp.where(state.stage == 1, slacks, trial.x[self.n :])
         c = jnp.concatenate([rows[: self.p], rows[self.p :] + slacks])
         multipliers = jnp.where(restoration.active, c / restoration.unit, trial.rows)
         factor = jnp.where(restoration.active, 0, scale.objective)
-        hessian = self.derivatives.hessian(y, factor, scale.rows * multipliers)
+        hessian, its_factor = self.derivatives.hessian(y, factor, scale.rows * multipliers)
         gradient = jnp.concatenate([factor * raw.gradient, jnp.zeros_like(slacks)])
         values = _Values(scale.objective * raw.value, c)
-        jacobian = scale.rows[:, None] * raw.jacobian
         point = Point(jnp.concatenate([y, slacks]), multipliers, trial.lower, trial.upper)
-        found = values, gradient, jacobian, hessian
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(found)]
-        return _Here(point, *found, scale, jnp.all(jnp.stack(finite)))
+        varying = [values, gradient]
+        varying += [] if self.derivatives.linear else [jacobian]
+        varying += [] if self.derivatives.quadratic else [hessian]
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(varying)]
+        return _Here(
+            point, values, gradient, jacobian, hessian, its_factor, scale, jnp.all(jnp.stack(finite))
+        )
 
     def is_free(self, state: _State) -> Bool[Array, ""]:
         return jnp.array(False) if state.free is None else state.free.active
@@ -432,9 +443,7 @@ class _Method:
         phi = values.value + mu * self.bounds.barrier(point.x)
         return Merit(jnp.sum(jnp.abs(values.c)), phi)
 
-    def merit(
-        self, x: Array, values: _Values, mu: Scalar, restoration: _Restoration
-    ) -> Merit:
+    def merit(self, x: Array, values: _Values, mu: Scalar, restoration: _Restoration) -> Merit:
         away = self.away(x, restoration)
         instead = values.c @ values.c / (2 * restoration.unit) + jnp.sqrt(mu) / 2 * (away @ away)
         value = jnp.where(restoration.active, instead, values.value)
@@ -484,17 +493,19 @@ class _Method:
         curvature = self.bounds.curvature(here.point)
         curvature = jnp.concatenate([curvature[: self.n] + near, curvature[self.n :]])
         ones = jnp.ones_like(curvature)
-        hessian = here.hessian
+        factor = here.factor
         if self.derivatives.quadratic:
             bounded = self.bounds.has_lower | self.bounds.has_upper
             ones = jnp.where(bounded, 1, 0).astype(self.dtype)
         else:
-            hessian = jnp.where(estimate, 0, hessian)
+            factor = jnp.where(estimate, 0, factor)
         return System(
-            hessian=hessian,
+            hessian=here.hessian,
+            factor=factor,
             barrier=jnp.where(estimate, ones, curvature),
             jacobian=here.jacobian,
-            relaxed=jnp.where(restoration.active, restoration.unit, 0) * jnp.ones_like(here.point.rows),
+            relaxed=jnp.where(restoration.active, restoration.unit, 0)
+            * jnp.ones_like(here.point.rows),
             fixed=self.fixed,
         )
 

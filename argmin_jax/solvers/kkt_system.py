@@ -33,7 +33,8 @@ BLOCK = 32  # up to here LAPACK inverts a triangle; beyond, products of blocks a
 class System(eqx.Module):
     """The matrix, but for delta. Fixed unknowns stay where they are: their equations are dy = 0."""
 
-    hessian: Float[Array, "n n"]  # W
+    hessian: Float[Array, "n n"]  # W, but for
+    factor: Scalar  # its factor
     barrier: Float[Array, " n+m"]  # the diagonals Sy and Ss
     jacobian: Float[Array, "p+m n"]  # Ah above Ag
     relaxed: Float[Array, " p+m"]  # the diagonal of D
@@ -69,18 +70,18 @@ def factorise(system: System, last_shift: Scalar, wanted: Bool[Array, ""]) -> Fa
     Pivots that rounding may have left of nothing count as wrong. Where not ``wanted`` the factors
     are useless, and cheap.
     """
-    n, p, m = system.sizes
+    n, p, _ = system.sizes
     dtype = system.hessian.dtype
     eps = float(jnp.finfo(dtype).eps)
-    equalities, inequalities = system.jacobian[:p], system.jacobian[p:]
+    equalities = system.jacobian[:p]
 
-    size = jnp.max(jnp.abs(system.hessian), initial=FIRST_SHIFT)
+    size = jnp.maximum(system.factor * jnp.max(jnp.abs(system.hessian), initial=0), FIRST_SHIFT)
     lengths = jnp.sum(equalities**2, axis=1)
     weights = eps**-0.2 * size / jnp.where(lengths > 0, lengths, 1)
     weights = jnp.minimum(weights, 0.5 / jnp.maximum(system.relaxed[:p], eps))
     each = 1 / (1 / system.barrier[n:] + system.relaxed[p:])
     heavy = jnp.sqrt(jnp.concatenate([weights, each]))[:, None] * system.jacobian
-    matrix = system.hessian + heavy.T @ heavy
+    matrix = system.factor * system.hessian + heavy.T @ heavy
     matrix = jnp.where(system.fixed[:, None] | system.fixed[None], 0, matrix)
     diagonal = jnp.diagonal(matrix) + jnp.where(system.fixed, 1, system.barrier[:n])
 
@@ -132,7 +133,7 @@ def solve(
 
     def residual(dx, dl):
         dy, ds = dx[:n], dx[n:]
-        ry = system.hessian @ dy + (system.barrier[:n] + factors.shift) * dy
+        ry = system.factor * (system.hessian @ dy) + (system.barrier[:n] + factors.shift) * dy
         ry = jnp.where(system.fixed, 0, ry + system.jacobian.T @ dl)
         rows = system.jacobian @ dy - factors.relaxed * dl
         rows = jnp.concatenate([rows[:p], rows[p:] + ds])

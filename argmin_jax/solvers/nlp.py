@@ -45,5 +45,3 @@ class PrimalDual(eqx.Module):
 def nowhere(y: Float[Array, " n"]) -> Float[Array, " 0"]:
     """The constraint function of a program without constraints of that kind."""
     return jnp.zeros((0,), y.dtype)
-
-
