@@ -42,10 +42,15 @@ def random_problems(lanes: int, seed: int, dtype: type) -> dict[str, np.ndarray]
     exponents = rng.uniform(*CONDITIONS, size=lanes)
     values = 10 ** (-np.linspace(0, 1, SIZE)[None, :] * exponents[:, None])
     matrix = (basis * values[:, None, :]) @ np.swapaxes(basis, 1, 2)
+    # A solution near a random point of size one, where the quartic term bends the objective by
+    # as much as its smallest curvature, or less: more would mend the condition number.
+    quartic = 10 ** -(exponents + rng.uniform(0, 4, size=lanes))
+    near = rng.normal(size=(lanes, SIZE))
+    linear = np.einsum("kij,kj->ki", matrix, near) + quartic[:, None] * near**3
     return {
         "matrix": ((matrix + np.swapaxes(matrix, 1, 2)) / 2).astype(dtype),
-        "linear": rng.normal(size=(lanes, SIZE)).astype(dtype),
-        "quartic": rng.uniform(0, 1, size=lanes).astype(dtype),
+        "linear": linear.astype(dtype),
+        "quartic": quartic.astype(dtype),
         "cotangent": rng.normal(size=(lanes, SIZE)).astype(dtype),
     }
 

@@ -147,7 +147,7 @@ def test_lasso_by_proximal_gradient_has_the_gradient_of_its_active_set():
         moved = w - 0.02 * x.T @ (x @ w - t)
         return jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - 0.02 * penalty, 0)
 
-    penalty = jnp.array(3.0)
+    penalty = jnp.array(1.0)
     w = fixed_point(step, jnp.zeros(4), penalty)
     active = np.flatnonzero(np.asarray(w))
     assert 0 < len(active) < 4
