@@ -116,7 +116,7 @@ class _Free(eqx.Module):
 
 
 class _State(eqx.Module):
-    """The best point so far, and the trial point: there, once a step, the functions are evaluated."""
+    """The best point so far, and the trial point, where the functions are evaluated next."""
 
     point: Point
     values: _Values
@@ -421,7 +421,14 @@ class _Method:
         varying += [] if self.derivatives.quadratic else [hessian]
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(varying)]
         return _Here(
-            point, values, gradient, jacobian, hessian, its_factor, scale, jnp.all(jnp.stack(finite))
+            point,
+            values,
+            gradient,
+            jacobian,
+            hessian,
+            its_factor,
+            scale,
+            jnp.all(jnp.stack(finite)),
         )
 
     def is_free(self, state: _State) -> Bool[Array, ""]:
