@@ -32,7 +32,8 @@ def quadratic_program(q, c, g, h, a, b, lower, upper, start):
 def nearest(target, rows=NO_ROWS, row=NO_ROW, bounds=FREE, q=None, start=None):
     """The point of a polyhedron that is nearest to ``target``."""
     start = jnp.zeros(3) if start is None else start
-    return quadratic_program(jnp.eye(3) if q is None else q, -target, *rows, *row, *bounds, start)
+    everything = jnp.eye(3) if q is None else q, -target, *rows, *row, *bounds, start
+    return quadratic_program(*(jnp.asarray(each, jnp.float64) for each in everything))
 
 
 def close(found, expected, tolerance=1e-7):

@@ -279,7 +279,7 @@ class _Method:
             solved = accepted & normal & (error.at(mu, self.bounds) <= KAPPA_EPS * mu)
             solved = solved | (accepted & normal & search.tiny & (mu == state.mu))
             mu = jnp.where(solved, self.next_mu(mu), mu)
-        given_up = accepted & search.tiny & (state.mu <= self.floor)
+        stuck = accepted & search.tiny & (state.mu <= self.floor) & ~self.is_free(state)
         if free is not None:
             average = self.average(here.point)
             left = state.free.active & ~free.active
@@ -296,7 +296,7 @@ class _Method:
         floor = jnp.where(
             restoration.active, self.eps, smallest_step(before, search.slope, first_theta)
         )
-        failed = ~accepted & ~corrects & (shorter < floor)
+        failed = stuck | (~accepted & ~corrects & (shorter < floor))
 
         # The direction
         system = self.system(here, mu, restoration, state.estimate)
@@ -352,7 +352,7 @@ class _Method:
         largest = size(values.c)
         feasible = largest <= self.tolerance
         restores = failed & ~restoration.active & ~feasible
-        given_up = given_up | (failed & ~restores)
+        given_up = failed & ~restores
         entered = _Restoration(
             active=jnp.array(True),
             unit=jnp.maximum(largest, self.eps),
