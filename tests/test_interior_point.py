@@ -119,9 +119,7 @@ def test_contradictions_are_infeasible(kind):
 
 
 def test_an_unbounded_objective_is_not_called_infeasible():
-    at = quadratic_program(
-        jnp.zeros((3, 3)), jnp.ones(3), *NO_ROWS, *NO_ROW, *FREE, jnp.zeros(3)
-    )
+    at = quadratic_program(jnp.zeros((3, 3)), jnp.ones(3), *NO_ROWS, *NO_ROW, *FREE, jnp.zeros(3))
     assert not at.infeasible
     assert jnp.sum(at.y) < -1e3
 

@@ -153,7 +153,7 @@ def solve(
         rx, rc = residual(dx, dl)
         return dx, dl, rx, rc, size(rx, rc), before, count + 1
 
-    target = float(jnp.finfo(rx.dtype).eps) ** 0.65 * size(rx, rc)
+    target = float(jnp.finfo(rx.dtype).eps) ** 0.5 * size(rx, rc)
     far = jnp.full((), jnp.inf, rx.dtype)
     start = jnp.zeros_like(rx), jnp.zeros_like(rc), rx, rc, far, far, 0
     dx, dl, *_ = jax.lax.while_loop(goes_on, improve, start)
@@ -172,7 +172,7 @@ def _solve(system: System, factors: Factors, rx: Array, rc: Array) -> tuple[Arra
     seen = factors.schur.T @ (factors.schur @ (factors.half.T @ forward + rc[:p]))
     dy = factors.inverse.T @ (forward - factors.half @ seen)
     dlh = seen / (1 - factors.weights * factors.relaxed[:p])
-    dlg = each * (system.jacobian[p:] @ dy + reduced)
+    dlg = each * ((system.jacobian @ dy)[p:] + reduced)
     return jnp.concatenate([dy, -(rs + dlg) / slack]), jnp.concatenate([dlh, dlg])
 
 
