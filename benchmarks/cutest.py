@@ -23,7 +23,7 @@ from argmin_jax.solvers.ipopt import Ipopt
 from argmin_jax.solvers.nlp import NonlinearProgram, PrimalDual
 
 from .cutest_judge import judge
-from .cutest_problems import load, program
+from .cutest_problems import load, order, program
 from .timing import machine, median_ms, versions
 
 RESULTS = Path(__file__).parent / "results" / "cutest.json"
@@ -187,7 +187,7 @@ def main() -> None:
     names = options.problems.split(",") if options.problems else None
     wanted = load(lambda name: name.startswith("HS") if names is None else name in names)
     kept = json.loads(options.json.read_text())["problems"] if options.resume else {}
-    results = {name: kept[name] for name in wanted if name in kept}
+    results = dict(kept)
     for name, problem in wanted.items():
         if name in results:
             continue
@@ -199,12 +199,12 @@ def main() -> None:
                 {
                     "machine": machine(),
                     "versions": versions("jax", "sif2jax", "cyipopt-wheels", "scipy"),
-                    "problems": results,
+                    "problems": {name: results[name] for name in sorted(results, key=order)},
                 },
                 indent=1,
             )
         )
-    show(results, console)
+    show({name: results[name] for name in sorted(results, key=order)}, console)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 from .barrier import Bounds, Point, errors, size
 from .derivatives import Derivatives
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
-from .kkt_system import Factors, System, factorise, solve
+from .kkt_system import Factors, System, factorise, solve, solve_once
 from .nlp import NonlinearProgram, PrimalDual
 
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5  # decrease of the barrier parameter, (7)
@@ -122,7 +122,9 @@ class _State(eqx.Module):
     values: _Values
     trial: Point
     forced: Bool[Array, ""]  # the trial point is not to be judged
-    stage: Int[Array, ""]  # 0: at the given start, for the scale; 1: inside, for the slacks
+    # 0: at the given start, for the scale; 1: inside, for the slacks; then 2. A quadratic program
+    # begins at 1, as nothing but its bounds depends on the start.
+    stage: Int[Array, ""]
     estimate: Bool[Array, ""]  # the multipliers of the rows are to be estimated
     mu: Scalar
     filter: Filter
@@ -189,7 +191,9 @@ class _Method:
         rows = jnp.zeros(self.p + self.m, self.dtype)
         one = jnp.ones((), self.dtype)
         point = Point(
-            x=jnp.concatenate([y, jnp.ones(self.m, self.dtype)]),
+            x=jnp.concatenate(
+                [jnp.where(self.fixed, self.program.lower, y), jnp.ones_like(rows[self.p :])]
+            ),
             rows=rows,
             lower=self.bounds.has_lower.astype(self.dtype),
             upper=self.bounds.has_upper.astype(self.dtype),
@@ -200,8 +204,8 @@ class _Method:
             values=_Values(zero, rows),
             trial=point,
             forced=~no,
-            stage=jnp.array(0, jnp.int32),
-            estimate=no,
+            stage=jnp.array(1 if quadratic else 0, jnp.int32),
+            estimate=jnp.array(quadratic),
             mu=jnp.full((), self.options.initial_barrier, self.dtype),
             filter=Filter.empty(self.dtype),
             first_theta=zero,
@@ -404,7 +408,8 @@ class _Method:
         else:
             of_rows = jnp.where(state.stage == 0, _scale(raw.jacobian), state.scale.rows)
             jacobian = of_rows[:, None] * raw.jacobian
-        of_objective = jnp.where(state.stage == 0, _scale(raw.gradient), state.scale.objective)
+        given = state.stage == (1 if self.derivatives.quadratic else 0)
+        of_objective = jnp.where(given, _scale(raw.gradient), state.scale.objective)
         scale = _Scale(of_objective, of_rows)
         rows = scale.rows * raw.rows
         slacks = jnp.maximum(-rows[self.p :], LEAST_SLACK)
@@ -574,7 +579,7 @@ class _Method:
         stalled = jnp.where(counts, jnp.where(better, 0, free.stalled + 1), free.stalled)
         convex = state.last_shift == 0
         return _Free(
-            active=free.active & convex & (stalled < STALLED) & (here.finite | (state.stage == 0)),
+            active=free.active & convex & (stalled < STALLED) & here.finite,
             best=jnp.where(counts & better, total, free.best),
             stalled=stalled,
         )
@@ -588,7 +593,7 @@ class _Method:
         point = here.point
         zero = jnp.zeros_like(rx)
         ahead = here.gradient + here.times_rows(point.rows)
-        dx, drows = solve(system, factors, ahead, rc)
+        dx, drows = solve_once(system, factors, ahead, rc)
         direction = self.bounds.direction(point, dx, drows, zero, zero)
         alpha = jnp.minimum(*self.bounds.longest(point, direction, 1.0))
         reached = Point(

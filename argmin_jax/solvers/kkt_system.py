@@ -148,7 +148,7 @@ def solve(
 
     def improve(carry):
         dx, dl, rx, rc, before, _, count = carry
-        more_x, more_l = _solve(system, factors, rx, rc)
+        more_x, more_l = solve_once(system, factors, rx, rc)
         dx, dl = dx + more_x, dl + more_l
         rx, rc = residual(dx, dl)
         return dx, dl, rx, rc, size(rx, rc), before, count + 1
@@ -160,7 +160,10 @@ def solve(
     return dx, dl
 
 
-def _solve(system: System, factors: Factors, rx: Array, rc: Array) -> tuple[Array, Array]:
+def solve_once(
+    system: System, factors: Factors, rx: Float[Array, " n+m"], rc: Float[Array, " p+m"]
+) -> tuple[Float[Array, " n+m"], Float[Array, " p+m"]]:
+    """`solve` without refinement."""
     n, p, _ = system.sizes
     slack, rs, rg = system.barrier[n:], rx[n:], rc[p:]
     each = 1 / (1 / slack + factors.relaxed[p:])  # E
