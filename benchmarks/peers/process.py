@@ -1,0 +1,82 @@
+"""The parent's side of a contender's process, with a limit on every answer."""
+
+import json
+import os
+import selectors
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    # A batch of LAPACK calls under vmap can stand still for ever on two cores otherwise (qpax).
+    "NPROC": "8",
+}
+
+
+class Lost(Exception):
+    """The process did not answer: it took too long, or it ended."""
+
+
+class Process:
+    """One contender, started when it is first asked."""
+
+    def __init__(self, python: str, family: str, contender: str):
+        self.command = [python, "-m", "benchmarks.peers.worker", family, contender]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.words: Any = None
+
+    def ask(self, limit_s: float, do: str, **order: Any) -> Any:
+        """The answer to an order.
+
+        Raises:
+            Lost: there was none within ``limit_s``; the process is gone then.
+        """
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write((json.dumps({"do": do} | order) + "\n").encode())
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise Lost(self._last_words()) from None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(limit_s):
+                self.stop()
+                raise Lost(f"no answer within {limit_s:.0f} s")
+        line = process.stdout.readline()
+        if not line:
+            raise Lost(self._last_words())
+        return json.loads(line)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout, self.words):
+                pipe.close()
+        self.process = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self.process is None:
+            self.words = tempfile.TemporaryFile()
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.words,
+                cwd=ROOT,
+                env=os.environ | ENVIRONMENT,
+            )
+        return self.process
+
+    def _last_words(self) -> str:
+        """The last line of its standard error that says something."""
+        process, words = self.process, self.words
+        assert process is not None
+        process.wait()
+        words.seek(0)
+        lines = [line for line in words.read().decode(errors="replace").splitlines() if line.strip()]
+        self.stop()
+        return (lines or ["ended without a word"])[-1].strip()[:200]
