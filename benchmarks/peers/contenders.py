@@ -1,4 +1,4 @@
-"""The contenders of families a to c that run in JAX: each is a minimiser that can be differentiated.
+"""The contenders of families a to c that run in JAX: minimisers that can be differentiated.
 
 A contender is ``minimiser(case, tolerance) -> (y0, *params) -> y``. The tolerance is the package's
 own, for contenders that have one; argmin_jax has none: its defaults are what is measured.
@@ -18,6 +18,7 @@ from .problems import Case
 from .programs import Minimise, in_jax
 
 MAX_STEPS = 10_000
+OUR_LEAST_SQUARES: Any = vars(argmin_jax).get("least_squares")
 
 
 def ours(**options: Any) -> Callable[[Case, Any], Minimise]:
@@ -36,9 +37,7 @@ def jaxopt_lbfgs(case: Case, tolerance: Any) -> Minimise:
         import jaxopt
 
     def minimise(y0, *params):
-        solver = jaxopt.LBFGS(
-            case.objective, tol=tolerance, maxiter=MAX_STEPS, implicit_diff=True
-        )
+        solver = jaxopt.LBFGS(case.objective, tol=tolerance, maxiter=MAX_STEPS, implicit_diff=True)
         return solver.run(y0, *params).params
 
     return minimise
@@ -77,15 +76,17 @@ def closed_form(case: Case, tolerance: Any) -> Minimise:
 
 def our_least_squares(case: Case, tolerance: Any) -> Minimise:
     del tolerance
-    return lambda y0, *params: argmin_jax.least_squares(case.residual, y0, *params)
+    return lambda y0, *params: OUR_LEAST_SQUARES(case.residual, y0, *params)
 
 
 def jaxopt_least_squares(case: Case, tolerance: Any) -> Minimise:
     import jaxopt
 
+    residual: Any = case.residual
+
     def minimise(y0, *params):
         solver = jaxopt.LevenbergMarquardt(
-            case.residual, tol=tolerance, xtol=tolerance, gtol=tolerance, maxiter=MAX_STEPS
+            residual, tol=tolerance, xtol=tolerance, gtol=tolerance, maxiter=MAX_STEPS
         )
         return solver.run(y0, *params).params
 
@@ -118,9 +119,7 @@ MINIMISERS = {
         ours(solver=argmin_jax.NewtonCG(), linear_solver=argmin_jax.Auto(dense_limit=0)),
     ),
     "JAXopt L-BFGS": in_jax("jaxopt", jaxopt_lbfgs, ladder=True),
-    "Optimistix L-BFGS": in_jax(
-        "optimistix", optimistix(optx.LBFGS), ladder=True, largest=DENSE
-    ),
+    "Optimistix L-BFGS": in_jax("optimistix", optimistix(optx.LBFGS), ladder=True, largest=DENSE),
     "Optimistix L-BFGS, CG adjoint": in_jax(
         "optimistix", optimistix(optx.LBFGS, **BY_CG), ladder=True
     ),
@@ -136,5 +135,5 @@ LEAST_SQUARES = {
     "JAXopt LM": in_jax("jaxopt", jaxopt_least_squares, ladder=True),
     "Optimistix LM": in_jax("optimistix", optimistix_least_squares, ladder=True),
 }
-if hasattr(argmin_jax, "least_squares"):
+if OUR_LEAST_SQUARES is not None:
     LEAST_SQUARES["argmin_jax, least_squares"] = in_jax("argmin_jax", our_least_squares)

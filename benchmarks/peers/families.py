@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import problems
+from . import constrained, problems
 from .programs import Contender
 
 
@@ -26,12 +26,14 @@ class Family:
     Attributes:
         modules: each with the name of its table of contenders.
         judge: module and name of the class of the judge.
+        quick: the cases of a quick run.
     """
 
     title: str
     cases: Callable[[], Mapping[str, Callable[[], Any]]]
     modules: tuple[tuple[str, str], ...]
     judge: tuple[str, str]
+    quick: tuple[str, ...]
 
     def contenders(self) -> dict[str, Contender]:
         return {name: c for where in self.modules for name, c in _find(*where).items()}
@@ -50,17 +52,34 @@ FAMILIES = {
         problems.family_a,
         (("contenders", "MINIMISERS"), ("torch_contenders", "MINIMISERS")),
         ("reference", "Reference"),
+        ("model's ridge", "Rosenbrock", "quartic"),
     ),
     "b": Family(
         "The same under vmap",
         problems.family_b,
         (("contenders", "MINIMISERS"),),
         ("reference", "Reference"),
+        ("Rosenbrock x 64",),
     ),
     "c": Family(
         "Least squares with residuals that do not vanish",
         problems.family_c,
         (("contenders", "LEAST_SQUARES"),),
         ("reference", "Reference"),
+        ("exponentials",),
+    ),
+    "d": Family(
+        "Batches of quadratic programs",
+        constrained.family_d,
+        (("qp_contenders", "CONTENDERS"),),
+        ("kkt", "Reference"),
+        ("QP, n = 10",),
+    ),
+    "e": Family(
+        "Small nonlinear programs",
+        constrained.family_e,
+        (("nlp_contenders", "CONTENDERS"),),
+        ("kkt", "Reference"),
+        ("HS71",),
     ),
 }

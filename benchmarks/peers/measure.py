@@ -2,7 +2,7 @@
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,26 @@ def measure_family(
     family: str,
     cases: Iterable[str],
     contenders: Iterable[str],
-    pythons: tuple[str, str],
+    pythons: tuple[str, str | None],
     rounds: int,
     case_budget_s: float,
     limit_s: float,
     progress: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
-    """A row for each contender on each case.
+) -> Iterator[list[dict[str, Any]]]:
+    """Case by case, a row for each contender.
 
     Args:
-        pythons: the interpreter of most contenders, and of those that need one beside.
+        pythons: the interpreter of most contenders, and of those that need one beside, which are
+            left out without it.
         case_budget_s: bounds the rounds of one case.
         limit_s: on any one answer of a contender.
     """
     known = FAMILIES[family].contenders()
     processes = {
-        name: Process(pythons[known[name].beside], family, name) for name in contenders
+        name: Process(python, family, name)
+        for name in contenders
+        if (python := pythons[known[name].beside]) is not None
     }
-    rows = []
     try:
         for name in cases:
             case = FAMILIES[family].cases()[name]()
@@ -58,11 +60,10 @@ def measure_family(
                 if row["lost"] is None
             }
             timings = time_in_turns(running, rounds, case_budget_s, limit_s)
-            rows += [row | timings.get(row["contender"], {}) for row in measured]
+            yield [row | timings.get(row["contender"], {}) for row in measured]
     finally:
         for process in processes.values():
             process.stop()
-    return rows
 
 
 def prepare(
@@ -85,9 +86,7 @@ def prepare(
     return row | {"error": error if np.isfinite(error) else None, "lost": None}
 
 
-def choose_tolerance(
-    process: Process, judge: Judge, case: str, limit_s: float, save: str
-) -> float:
+def choose_tolerance(process: Process, judge: Judge, case: str, limit_s: float, save: str) -> float:
     """The loosest power of ten at which the point is good enough for a right gradient; else the
     one with the smallest error."""
     errors = {}

@@ -25,6 +25,7 @@ class Case:
         lanes: 1, or the size of the leading axis of ``start``, ``params`` and ``weights``.
         residual: where the objective is half the sum of its squares.
         bandwidth: of the Hessian, where it is banded.
+        eq, ineq: constraints ``(y, *params)``, == 0 and <= 0.
     """
 
     name: str
@@ -36,6 +37,13 @@ class Case:
     weights: np.ndarray
     residual: Callable[..., Array] | None = None
     bandwidth: int | None = None
+    eq: Callable[..., Array] | None = None
+    ineq: Callable[..., Array] | None = None
+
+    @property
+    def unknowns(self) -> int:
+        """Of one lane."""
+        return self.start.size // self.lanes
 
     @property
     def floating(self) -> tuple[int, ...]:

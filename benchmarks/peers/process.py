@@ -5,6 +5,7 @@ import os
 import selectors
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class Process:
     def __init__(self, python: str, family: str, contender: str):
         self.command = [python, "-m", "benchmarks.peers.worker", family, contender]
         self.process: subprocess.Popen[bytes] | None = None
-        self.words: Any = None
+        self.resources = ExitStack()
+        self.words = Path()
 
     def ask(self, limit_s: float, do: str, **order: Any) -> Any:
         """The answer to an order.
@@ -54,29 +56,29 @@ class Process:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout, self.words):
-                pipe.close()
+            self.resources.close()
         self.process = None
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self.process is None:
-            self.words = tempfile.TemporaryFile()
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.words,
-                cwd=ROOT,
-                env=os.environ | ENVIRONMENT,
-            )
+            folder = self.resources.enter_context(tempfile.TemporaryDirectory())
+            self.words = Path(folder) / "stderr"
+            with self.words.open("wb") as words:
+                process = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=words,
+                    cwd=ROOT,
+                    env=os.environ | ENVIRONMENT,
+                )
+            self.process = self.resources.enter_context(process)
         return self.process
 
     def _last_words(self) -> str:
         """The last line of its standard error that says something."""
-        process, words = self.process, self.words
-        assert process is not None
-        process.wait()
-        words.seek(0)
-        lines = [line for line in words.read().decode(errors="replace").splitlines() if line.strip()]
+        assert self.process is not None
+        self.process.wait()
+        said = self.words.read_text(errors="replace").strip() or "ended without a word"
         self.stop()
-        return (lines or ["ended without a word"])[-1].strip()[:200]
+        return said.splitlines()[-1].strip()[:200]

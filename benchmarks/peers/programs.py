@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Contender:
             loosest power of ten at which the gradient can be right. None: as its defaults are.
         kinds: of problem that it applies to; all if empty.
         largest: the most unknowns that it is run with.
+        single: whether it is not run on lanes.
         beside: whether it needs an interpreter beside ours, with packages that ours cannot hold.
     """
 
@@ -53,12 +54,11 @@ class Contender:
     kinds: tuple[str, ...] = ()
     largest: float = float("inf")
     single: bool = False
-    beside: bool = field(default=False)
+    beside: bool = False
 
     def applies_to(self, case: Case) -> bool:
-        unknowns = case.start.size // case.lanes
         return (
-            unknowns <= self.largest
+            case.unknowns <= self.largest
             and (not self.kinds or case.kind in self.kinds)
             and (case.lanes == 1 or not self.single)
         )
@@ -93,18 +93,17 @@ def compiled(minimise: Minimise, case: Case) -> Program:
     def batched(fn):
         return jax.jit(jax.vmap(fn) if case.lanes > 1 else fn)
 
-    arrays = jax.device_put((case.start, case.params, case.weights))
-    y0, params, weights = arrays
+    y0, params, weights = jax.device_put((case.start, case.params, case.weights))
     floating = tuple(params[k] for k in case.floating)
     jax.block_until_ready(jax.jit(jnp.sum)(y0))  # the compiler's own start is nobody's
     forward, backward = batched(minimise), batched(pull_back)
     began = time.perf_counter()
-    plan = backward.lower(floating, *arrays).compile()
+    plan = backward.lower(floating, y0, params, weights).compile()
     compile_s = time.perf_counter() - began
-    memory = plan.memory_analysis()
+    memory: Any = plan.memory_analysis()
     return Program(
         lambda: jax.block_until_ready(forward(y0, *params)),
-        lambda: jax.block_until_ready(backward(floating, *arrays)),
+        lambda: jax.block_until_ready(backward(floating, y0, params, weights)),
         compile_s,
         (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6,
     )

@@ -4,6 +4,9 @@ None of argmin_jax's own code is used. The minimum is the one next to the point 
 found: where there are several, each is right about its own.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +66,7 @@ class Reference:
             expected = self._implicit(solution, lane)
             found = found_in_lane(k) if found_in_lane else self._implicit(here, lane)
             for a, b in zip(found, expected, strict=True):
-                error = np.linalg.norm(a - b) / np.linalg.norm(b)
+                error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
                 worst = max(worst, error if np.isfinite(error) else np.inf)
         return worst
 
@@ -95,20 +98,18 @@ class Reference:
 
     def _solve(self, y: np.ndarray, b: np.ndarray, lane: Case) -> np.ndarray:
         """K^-1 b by Cholesky, refined once."""
-        if lane.bandwidth is None:
-            factor = scipy.linalg.cho_factor(np.array(self._hessian(y, *lane.params)))
-
-            def solve(b):
-                return scipy.linalg.cho_solve(factor, b)
-        else:
-            banded = self._band(y, lane, lane.bandwidth)
-
-            def solve(b):
-                return scipy.linalg.solveh_banded(banded, b, lower=True)
-
+        solve = self._factorised(y, lane)
         x = solve(b)
         (image,) = np.array(self._products(y, jnp.asarray(x)[None], *lane.params))
         return x + solve(b - image)
+
+    def _factorised(self, y: np.ndarray, lane: Case) -> Callable[[np.ndarray], np.ndarray]:
+        if lane.bandwidth is not None:
+            return partial(
+                scipy.linalg.solveh_banded, self._band(y, lane, lane.bandwidth), lower=True
+            )
+        hessian = np.array(self._hessian(y, *lane.params))
+        return partial(scipy.linalg.cho_solve, scipy.linalg.cho_factor(hessian))
 
     def _band(self, y: np.ndarray, lane: Case, width: int) -> np.ndarray:
         """The lower band of the Hessian from 2 width + 1 products (Curtis, Powell & Reid, 1974)."""

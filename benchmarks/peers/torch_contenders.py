@@ -3,6 +3,7 @@
 Eager, on one thread: at these sizes more threads wait for each other.
 """
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -76,7 +77,7 @@ def by_hessian(objective: Objective, tolerance: float) -> Callable[..., Tensor]:
 
 def by_torchopt(objective: Objective, tolerance: float) -> Callable[..., Tensor]:
     """TorchOpt differentiates; it has no second-order minimiser, so PyTorch's L-BFGS minimises."""
-    import torchopt
+    torchopt = importlib.import_module("torchopt")
 
     def optimality(y, *z):
         return torch.func.grad(objective)(y, *z)
