@@ -3,8 +3,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv/.peers
 
-.PHONY: help train test compare lint format clean
+.PHONY: help train test compare peers scaling lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -17,6 +18,12 @@ test: $(STAMP) ## run the whole suite
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+peers: $(PEERS) ## compare with every peer; five minutes with ARGS="--quick"
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+scaling: $(STAMP) ## time and memory by unknowns and lanes; quick with ARGS="--quick"
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
@@ -37,4 +44,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv (a few minutes the first time) ..."
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(PEERS): $(STAMP)
+	@echo "Installing the peers ..."
+	$(BIN)/python -m pip install --quiet -e '.[peers]' -c constraints.txt
 	@touch $@

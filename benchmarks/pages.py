@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import scaling
+from .lbfgs_choice_page import markdown_table
 from .peers import tables
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +34,39 @@ def parts() -> dict[str, str]:
         found["peers"] = tables.summary(peers)
         for key, family in peers["families"].items():
             found[f"peers {key}"] = tables.family_section(key, family)
+    steps = _read("compare.json")
+    if steps:
+        found["peers f"] = step_section(steps)
     curves = _read("scaling.json")
     if curves:
         found["scaling"] = scaling.section(curves)
     return found
+
+
+def step_section(results: dict[str, Any]) -> str:
+    """The training step of the comparison with PyTorch, in Markdown."""
+    rows = [row for row in results["rows"] if row["what"] == "train_step"]
+    reference = min(row["median_ms"] for row in rows if row["contender"].startswith("pytorch"))
+    header = [
+        "contender",
+        "time / best PyTorch",
+        "ms",
+        "of closed form",
+        "largest error",
+        "compile s",
+    ]
+    cells = [
+        [
+            row["contender"],
+            f"{row['median_ms'] / reference:.2f}",
+            f"{row['median_ms']:.3g}",
+            f"{row['to_closed_form']:.2f}",
+            f"{row['max_relative_error']:.0e}",
+            "" if row["compile_ms"] is None else f"{row['compile_ms'] / 1e3:.1f}",
+        ]
+        for row in sorted(rows, key=lambda row: row["median_ms"])
+    ]
+    return f"{markdown_table(header, cells, 1)}\n\nOn {tables.setting_of(results)}."
 
 
 def _read(name: str) -> dict[str, Any] | None:

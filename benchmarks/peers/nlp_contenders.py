@@ -120,8 +120,7 @@ def cyipopt(case: Case, tolerance: float) -> Program:
 def casadi(case: Case, tolerance: float) -> Program:
     """Ipopt by CasADi, which differentiates its solver itself."""
     del tolerance
-    import casadi as ca
-
+    ca = importlib.import_module("casadi")
     began = time.perf_counter()
     lane = case.lane(0)
     sizes = [p.size for p in lane.params]

@@ -28,9 +28,8 @@ def takes_constraints() -> bool:
 def qpax(**options: Any) -> Callable[[Case, Any], Minimise]:
     def minimiser(case: Case, tolerance: Any) -> Minimise:
         del case, tolerance
-        import qpax
-
-        return lambda y0, Q, c, G, h, A, b: qpax.solve_qp_primal(Q, c, A, b, G, h, **options)
+        solve = importlib.import_module("qpax").solve_qp_primal
+        return lambda y0, Q, c, G, h, A, b: solve(Q, c, A, b, G, h, **options)
 
     return minimiser
 
@@ -38,21 +37,20 @@ def qpax(**options: Any) -> Callable[[Case, Any], Minimise]:
 def moreau(case: Case, tolerance: Any) -> Minimise:
     """Minimise y'Py/2 + q'y, where A y + s = b; s = 0 for the equalities, s >= 0 for the others."""
     del tolerance
-    import moreau
-    from moreau.jax import Solver
-
+    package = importlib.import_module("moreau")
+    layer = importlib.import_module("moreau.jax")
     n = case.unknowns
     equalities, inequalities = case.params[4].shape[1], case.params[2].shape[1]
     m = equalities + inequalities
-    solver = Solver(
+    solver = layer.Solver(
         n=n,
         m=m,
         P_row_offsets=np.arange(n + 1) * n,
         P_col_indices=np.tile(np.arange(n), n),
         A_row_offsets=np.arange(m + 1) * n,
         A_col_indices=np.tile(np.arange(n), m),
-        cones=moreau.Cones(num_zero_cones=equalities, num_nonneg_cones=inequalities),
-        settings=moreau.Settings(device="cpu", batch_size=case.lanes, enable_grad=True),
+        cones=package.Cones(num_zero_cones=equalities, num_nonneg_cones=inequalities),
+        settings=package.Settings(device="cpu", batch_size=case.lanes, enable_grad=True),
     )
 
     def minimise(y0, Q, c, G, h, A, b):
@@ -74,8 +72,9 @@ def by_torch(make: Callable[[Case], Callable[..., Any]], case: Case, tolerance: 
     params = [torch.from_numpy(p).requires_grad_() for p in case.params]
 
     def forward():
-        with torch.no_grad():
-            return solve(*params).numpy()
+        # Recording what the backward pass needs, too: without that cvxpylayers hands its mode of
+        # differentiation to a solver that does not know it.
+        return solve(*params).detach().numpy()
 
     def forward_backward():
         y = solve(*params)
@@ -92,8 +91,9 @@ def qpth(case: Case) -> Callable[..., Any]:
 
 def cvxpylayers(solver_args: dict[str, Any], case: Case) -> Callable[..., Any]:
     """Q enters by its Cholesky factor, since a parametrised quadratic form is not allowed."""
-    import cvxpy as cp
     import torch
+
+    cp = importlib.import_module("cvxpy")
 
     layers = importlib.import_module("cvxpylayers.torch")
     n, inequalities, equalities = case.unknowns, case.params[2].shape[1], case.params[4].shape[1]
@@ -117,18 +117,22 @@ def torch_contender(package: str, make: Callable[[Case], Any], **where: Any) -> 
     return Contender(package, lambda case, tolerance: by_torch(make, case, tolerance), **where)
 
 
-TIGHT = {"solver_tol": 1e-8, "target_kappa": 1e-8}
+TIGHT = {"solver_tol": 1e-10, "target_kappa": 1e-10}
+EXACT = {"solve_method": "Clarabel", "mode": "dense"}
 
 CONTENDERS = {
     **({"argmin_jax": in_jax("argmin_jax", ours)} if takes_constraints() else {}),
     "qpax": in_jax("qpax", qpax()),
     "qpax, implicit": in_jax("qpax", qpax(backend="i")),
-    "qpax, kappa 1e-8": in_jax("qpax", qpax(**TIGHT)),
-    "qpax, implicit, kappa 1e-8": in_jax("qpax", qpax(backend="i", **TIGHT)),
+    "qpax, kappa 1e-10": in_jax("qpax", qpax(**TIGHT)),
+    "qpax, implicit, kappa 1e-10": in_jax("qpax", qpax(backend="i", **TIGHT)),
     "moreau": in_jax("moreau", moreau),
     "cvxpylayers": torch_contender("cvxpylayers", lambda case: cvxpylayers({}, case)),
     "cvxpylayers, dense": torch_contender(
         "cvxpylayers", lambda case: cvxpylayers({"mode": "dense"}, case)
+    ),
+    "cvxpylayers, dense, Clarabel": torch_contender(
+        "cvxpylayers", lambda case: cvxpylayers(EXACT, case)
     ),
     "qpth": torch_contender("qpth", qpth, beside=True),
 }

@@ -18,6 +18,18 @@ NEWTON_STEPS = 30
 MOST_LANES = 16  # lanes that are checked, spread over the batch
 
 
+def relative_error(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """The largest relative error of a param's gradient, in 2-norm, each held against at least a
+    thousandth of the largest gradient; inf where something is not finite."""
+    sizes = [float(np.linalg.norm(e)) for e in expected]
+    floor = 1e-3 * max(sizes)
+    errors = [
+        float(np.linalg.norm(f - e)) / max(size, floor)
+        for f, e, size in zip(found, expected, sizes, strict=True)
+    ]
+    return max(errors) if np.all(np.isfinite(errors)) else np.inf
+
+
 class Reference:
     """Gradients of one case, exact to rounding."""
 
@@ -65,9 +77,7 @@ class Reference:
                 return np.inf
             expected = self._implicit(solution, lane)
             found = found_in_lane(k) if found_in_lane else self._implicit(here, lane)
-            for a, b in zip(found, expected, strict=True):
-                error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
-                worst = max(worst, error if np.isfinite(error) else np.inf)
+            worst = max(worst, relative_error(found, expected))
         return worst
 
     def _minimum(self, y: np.ndarray, lane: Case) -> np.ndarray | None:
