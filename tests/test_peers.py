@@ -49,7 +49,7 @@ def test_a_wrong_lane_of_a_batch_is_seen():
     assert judge.error(y, gradients) < 1e-12
     wrong = np.array(gradients[0])
     wrong[2] *= 2
-    assert judge.error(y, [wrong]) == pytest.approx(1)
+    assert judge.error(y, [wrong, *gradients[1:]]) == pytest.approx(1)
 
 
 def test_the_constrained_reference_agrees_with_a_problem_solved_by_hand():
