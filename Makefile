@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: help train test compare peers scaling lint format clean
+.PHONY: help train test compare conformance peers scaling lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
 	$(BIN)/python -m models.train $(ARGS)
@@ -18,6 +18,9 @@ test: $(STAMP) ## run the whole suite
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
+	$(BIN)/python -m benchmarks.conformance $(ARGS)
 
 peers: $(PEERS) ## compare with every peer; five minutes with ARGS="--quick"
 	$(BIN)/python -m benchmarks.peers $(ARGS)

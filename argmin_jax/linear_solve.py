@@ -12,21 +12,26 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.lax.linalg import triangular_solve
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from .factors import GeneralFactors, KKTFactors, KKTMatrices, factorise_general, factorise_kkt
 from .structure import Blocks, hessian_blocks
+
+Structure = Blocks | KKTMatrices | None
+"""What is known of a matrix beforehand: its diagonal blocks, or the parts of the KKT matrix."""
 
 
 class Spectrum(eqx.Module):
     """What a factorisation tells of a symmetric matrix.
 
     `rank_deficiency` counts the directions treated as null (-1: not known); `indefinite` says
-    that some eigenvalue is negative beyond rounding; `known` that this was looked at.
+    that some eigenvalue is negative beyond rounding; `curvature` is the smallest eigenvalue where
+    that was needed to tell, else NaN. (Of a KKT matrix: of the Hessian on feasible directions.)
     """
 
     rank_deficiency: Int[Array, ""]
     indefinite: Bool[Array, ""]
-    known: Bool[Array, ""]
+    curvature: Scalar
 
 
 def solve_ls(
@@ -103,10 +108,11 @@ class SVD(lx.AbstractLinearSolver):
     def spectrum(self, state: "SVDState") -> Spectrum:
         """Rank and sign of a symmetric matrix from its decomposition."""
         clip = jnp.maximum(self.rtol * state.s[0], self.atol)
+        matrix = (state.u * state.s[None, :]) @ state.vt
         return Spectrum(
             jnp.sum(state.s <= clip).astype(jnp.int32),
-            _is_indefinite((state.u * state.s[None, :]) @ state.vt),
-            jnp.array(True),
+            _is_indefinite(matrix),
+            jnp.linalg.eigvalsh(matrix)[0],
         )
 
 
@@ -119,18 +125,21 @@ class SVDState(eqx.Module):
 
 
 class Auto(lx.AbstractLinearSolver):
-    """The default solver of symmetric systems: dense where that is cheap, else matrix-free.
+    """The default solver: dense where that is cheap, else matrix-free.
 
-    Up to `dense_limit` unknowns the matrix is formed and factorised by Cholesky where it is
-    positive definite to working precision; otherwise by its eigenvalues, of which those up to
-    ``n * eps * |lambda|_max`` count as zero (least squares of minimum norm). A solution that
-    does not satisfy the operator at hand to rounding is refined, so that the factorisation of a
-    nearby matrix is good enough. A matrix that is known to be block diagonal (the option
-    ``blocks`` of `init`, a `structure.Blocks`) is formed and factorised block by block, as long
-    as its blocks hold no more than ``dense_limit**2`` numbers.
+    Up to `dense_limit` unknowns the matrix is formed and factorised. A positive semidefinite one
+    by Cholesky where it is positive definite to working precision; otherwise by its eigenvalues,
+    of which those up to ``n * eps * |lambda|_max`` count as zero (least squares of minimum norm).
+    Any other by LU, or by its singular values. A solution that does not satisfy the operator at
+    hand to rounding is refined, so that the factorisation of a nearby matrix is good enough.
 
-    Beyond, conjugate gradients on products with the operator, whose solution is refined once: a
-    solve that did not converge, in its residual or in that correction, is reported as a failure.
+    What is known of the matrix (the option ``structure`` of `init`) is used: one of diagonal
+    `structure.Blocks` is formed and factorised block by block, as long as its blocks hold no more
+    than ``dense_limit**2`` numbers; the KKT matrix of a constrained problem comes in parts.
+
+    Beyond, conjugate gradients on products with a positive semidefinite operator, or GMRES, whose
+    solution is refined once: a solve that did not converge, in its residual or in that correction,
+    is reported as a failure.
 
     Args:
         dense_limit: the largest number of unknowns at which the matrix is formed.
@@ -140,21 +149,31 @@ class Auto(lx.AbstractLinearSolver):
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> "AutoState":
         operator = lx.linearise(operator)
-        blocks = options.get("blocks", Blocks((operator.in_size(),)))
+        dtype = operator.out_structure().dtype
+        known = options.get("structure")
+        if isinstance(known, KKTMatrices):
+            return AutoState(operator, factorise_kkt(known))
+        blocks = known or Blocks((operator.in_size(),))
         if blocks.count * blocks.size**2 > self.dense_limit**2:
             return AutoState(operator, None)
-        dtype = operator.out_structure().dtype
-        return AutoState(operator, factorise(hessian_blocks(operator.mv, blocks, dtype), blocks))
+        if lx.is_positive_semidefinite(operator):
+            matrices = hessian_blocks(operator.mv, blocks, dtype)
+            return AutoState(operator, factorise(matrices, blocks))
+        return AutoState(operator, factorise_general(operator.as_matrix()))
 
     def compute(self, state: "AutoState", vector: Array, options: dict[str, Any]):
         del options
         if state.factors is None:
-            return _conjugate_gradients(state.operator, vector)
+            return _matrix_free(state.operator, vector)
         x, accurate = _refined(state.operator, state.factors, vector)
         return x, _verdict(accurate), {}
 
     def transpose(self, state: "AutoState", options: dict[str, Any]):
-        return state, options  # symmetric
+        if lx.is_symmetric(state.operator):
+            return state, options
+        factors = state.factors
+        transposed = factors.T if isinstance(factors, GeneralFactors) else factors
+        return AutoState(state.operator.T, transposed), options
 
     def conj(self, state: "AutoState", options: dict[str, Any]):
         return state, options
@@ -163,11 +182,15 @@ class Auto(lx.AbstractLinearSolver):
         return False
 
     def spectrum(self, state: "AutoState") -> Spectrum:
-        """Rank and sign from the factorisation; not known on the matrix-free path."""
-        if state.factors is None:
-            return unknown_spectrum()
+        """Rank and sign from the factorisation; on the matrix-free path, the sign by Lanczos."""
         factors = state.factors
-        return Spectrum(factors.rank_deficiency, factors.indefinite, jnp.array(True))
+        if factors is not None:
+            return Spectrum(factors.rank_deficiency, factors.indefinite, factors.curvature)
+        unknown = unknown_spectrum(state.operator.out_structure().dtype)
+        if not lx.is_positive_semidefinite(state.operator):
+            return unknown
+        smallest, rounding = _smallest_ritz_value(state.operator)
+        return Spectrum(unknown.rank_deficiency, smallest < -rounding, smallest)
 
 
 class SymmetricFactors(eqx.Module):
@@ -181,6 +204,7 @@ class SymmetricFactors(eqx.Module):
     inverse_values: Float[Array, "count size"]  # of the eigenvalues; 0 for those that are zero
     definite: Bool[Array, " count"]
     indefinite: Bool[Array, ""]
+    curvature: Scalar  # the smallest eigenvalue where some were computed; NaN where all definite
     rank_deficiency: Int[Array, ""]
     blocks: Blocks = eqx.field(static=True)
 
@@ -200,7 +224,10 @@ class AutoState(eqx.Module):
     """The operator that a solution has to satisfy, and factors of it or of one close to it."""
 
     operator: lx.AbstractLinearOperator
-    factors: SymmetricFactors | None
+    factors: "Factors | None"
+
+
+Factors = SymmetricFactors | GeneralFactors | KKTFactors
 
 
 def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> SymmetricFactors:
@@ -222,6 +249,12 @@ def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> Symm
         inverse_values=jnp.where(null, 0, 1 / jnp.where(null, 1, values)),
         definite=definite,
         indefinite=jnp.any(~definite[:, None] & (values < -rounding * largest)),
+        # (The smallest of all is in a block that is not safely definite, if there is one.)
+        curvature=jnp.where(
+            jnp.all(definite),
+            jnp.nan,
+            jnp.min(jnp.where(null, 0, jnp.where(definite[:, None], jnp.inf, values))),
+        ),
         rank_deficiency=jnp.sum(null).astype(jnp.int32),
         blocks=blocks,
     )
@@ -259,26 +292,35 @@ def spectrum_at(
     linear_solver: lx.AbstractLinearSolver,
     operator: lx.AbstractLinearOperator,
     state: Any,
-    blocks: Blocks,
+    structure: Structure,
 ) -> Spectrum:
     """Rank and sign of ``operator``: from the solver's factors, or from a look of our own."""
-    if isinstance(linear_solver, SVD | Auto):
+    if isinstance(linear_solver, Auto):
         return linear_solver.spectrum(state)
-    return Auto().spectrum(Auto().init(operator, {"blocks": blocks}))
+    if isinstance(linear_solver, SVD) and lx.is_positive_semidefinite(operator):
+        return linear_solver.spectrum(state)
+    own = Auto().spectrum(Auto().init(operator, {"structure": structure}))
+    if isinstance(linear_solver, SVD):
+        # The sign that matters is that on the feasible directions, or there is none.
+        rank_deficiency = linear_solver.spectrum(state).rank_deficiency
+        return Spectrum(rank_deficiency, own.indefinite, own.curvature)
+    return own
 
 
 def start_state(
-    linear_solver: lx.AbstractLinearSolver, operator: lx.AbstractLinearOperator, blocks: Blocks
+    linear_solver: lx.AbstractLinearSolver,
+    operator: lx.AbstractLinearOperator,
+    structure: Structure,
 ) -> Any:
-    """A solver's state for ``operator``, which is known to consist of ``blocks``."""
+    """A solver's state for ``operator``, of which ``structure`` is known."""
     return linear_solver.init(
-        operator, {"blocks": blocks} if isinstance(linear_solver, Auto) else {}
+        operator, {"structure": structure} if isinstance(linear_solver, Auto) else {}
     )
 
 
-def unknown_spectrum() -> Spectrum:
+def unknown_spectrum(dtype: Any) -> Spectrum:
     """Nothing was looked at."""
-    return Spectrum(jnp.array(-1, jnp.int32), jnp.array(False), jnp.array(False))
+    return Spectrum(jnp.array(-1, jnp.int32), jnp.array(False), jnp.array(jnp.nan, dtype))
 
 
 def apply_factors(linear_solver: lx.AbstractLinearSolver, state: Any, b: Array) -> Array:
@@ -286,6 +328,13 @@ def apply_factors(linear_solver: lx.AbstractLinearSolver, state: Any, b: Array) 
     if isinstance(state, AutoState) and state.factors is not None:
         return state.factors.solve(b)
     return linear_solver.compute(state, b, {})[0]
+
+
+def apply_kept_factors(linear_solver: lx.AbstractLinearSolver, factors: Any, b: Array) -> Array:
+    """The same from what `kept_factors` returned."""
+    if isinstance(linear_solver, Auto):
+        return factors.solve(b)
+    return linear_solver.compute(factors, b, {})[0]
 
 
 def kept_factors(linear_solver: lx.AbstractLinearSolver, state: Any) -> Any:
@@ -305,7 +354,7 @@ def state_from_factors(
 
 
 def _refined(
-    operator: lx.AbstractLinearOperator, factors: SymmetricFactors, b: Float[Array, " n"]
+    operator: lx.AbstractLinearOperator, factors: Factors, b: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
     """Iterative refinement with factors of a nearby matrix, as long as it contracts.
 
@@ -333,14 +382,20 @@ def _refined(
     return x, jnp.linalg.norm(d) <= eps**0.25 * jnp.linalg.norm(x)
 
 
-def _conjugate_gradients(operator: lx.AbstractLinearOperator, b: Float[Array, " n"]):
-    """Conjugate gradients, refined once: the length of the correction tells how far off it was.
+def _matrix_free(operator: lx.AbstractLinearOperator, b: Float[Array, " n"]):
+    """Conjugate gradients, or GMRES, refined once: the length of the correction tells how far off
+    the solution was.
 
     The residual alone would not: at a condition number of 1e12 it can be at rounding level though
     the solution is wrong in its first digit.
     """
     eps = float(jnp.finfo(b.dtype).eps)
-    solver = lx.CG(rtol=0.0, atol=100 * eps, max_steps=min(10 * b.size, 10_000))
+    limit = min(10 * b.size, 10_000)
+    solver: Any
+    if lx.is_positive_semidefinite(operator):
+        solver = lx.CG(rtol=0.0, atol=100 * eps, max_steps=limit)
+    else:
+        solver = lx.GMRES(rtol=0.0, atol=100 * eps, max_steps=limit, restart=min(b.size, 50))
 
     def scaled(b):
         size = jnp.max(jnp.abs(b))
@@ -354,6 +409,35 @@ def _conjugate_gradients(operator: lx.AbstractLinearOperator, b: Float[Array, " 
     residual = jnp.max(jnp.abs(b - operator.mv(x)))
     close = jnp.linalg.norm(d) <= eps**0.25 * jnp.linalg.norm(x)
     return x, _verdict(close & (residual <= eps**0.5 * jnp.max(jnp.abs(b)))), stats
+
+
+LANCZOS_STEPS = 16
+
+
+def _smallest_ritz_value(operator: lx.AbstractLinearOperator) -> tuple[Scalar, Scalar]:
+    """An upper bound of a symmetric operator's smallest eigenvalue, which comes close where that
+    stands out, and the size that rounding gives to a zero: by Lanczos' method (Golub & Van Loan,
+    Matrix Computations, 2013, algorithm 10.1.1) from a fixed random vector."""
+    struct = operator.in_structure()
+    steps = min(LANCZOS_STEPS, struct.size)
+    start = jax.random.normal(jax.random.key(0), struct.shape, struct.dtype)
+
+    def step(carry, _):
+        previous, v, beta = carry
+        w = operator.mv(v) - beta * previous
+        alpha = v @ w
+        w = w - alpha * v
+        length = jnp.linalg.norm(w)
+        # Where the vectors span an invariant subspace, what follows repeats zeros.
+        following = jnp.where(length > 0, w / jnp.where(length > 0, length, 1), 0)
+        return (v, following, length), (alpha, length)
+
+    first = (jnp.zeros_like(start), start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
+    _, (diagonal, beside) = jax.lax.scan(step, first, length=steps)
+    tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    values = jnp.linalg.eigvalsh(tridiagonal)
+    rounding = 10 * steps * float(jnp.finfo(start.dtype).eps) * jnp.max(jnp.abs(values))
+    return values[0], rounding
 
 
 def _verdict(accurate: Bool[Array, ""]) -> lx.RESULTS:

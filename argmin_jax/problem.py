@@ -1,180 +1,231 @@
-"""What is asked: the objective as a pure function of one flat vector; checks of the arguments.
+"""What is asked: objective, constraints and bounds; checks of the arguments.
 
 Everything behind this room works on a flat vector ``y`` of shape ``(n,)`` and one pytree of
 arguments; the structure that the user chose is restored at the door, in `layer`.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree
 
-from .identity import Opaque, identity, is_plain
-
-
-class Objective(eqx.Module):
-    """The objective as a pure function ``(y, args) -> scalar`` of a flat ``y``.
-
-    Instances hold no arrays: whatever the user's function closed over travels in ``args``, so
-    that it is differentiated, batched and scanned like any parameter.
-    """
-
-    program: "_Program" = eqx.field(static=True)
-    has_aux: bool = eqx.field(static=True)
-    unravel: Callable[[Float[Array, " n"]], PyTree] = eqx.field(static=True)
-
-    def __call__(self, y: Float[Array, " n"], args: "Arguments") -> Scalar:
-        fn, structured = self.with_structure(y, args)
-        # A float32 y with float64 params has a float64 value: the solvers work in y's dtype.
-        return fn(structured, *args.params).astype(y.dtype)
-
-    def aux(self, y: Float[Array, " n"], args: "Arguments") -> PyTree:
-        """What the user's function returns beside its value, under ``has_aux``."""
-        return self.program(args.closed_over, self.unravel(y), *args.params)[1]
-
-    def with_structure(
-        self, y: Float[Array, " n"], args: "Arguments"
-    ) -> tuple[Callable[..., Scalar], PyTree]:
-        """The objective ``(y, *params) -> scalar`` as the user wrote it, and y as they hold it."""
-
-        def fn(y, *params):
-            found = self.program(args.closed_over, y, *params)
-            return found[0] if self.has_aux else found
-
-        return fn, self.unravel(y)
-
-
-class Arguments(eqx.Module):
-    """All that the objective depends on besides y: its parameters and what it closed over."""
-
-    closed_over: list[Array]
-    params: tuple[PyTree, ...]
+from .program import Arguments, Objective, SumOfSquares, VectorFunction, hoist
 
 
 class Problem(eqx.Module):
-    """An unconstrained problem, flattened: minimise ``objective(y, args)`` from ``start``."""
+    """A problem, flattened: minimise ``objective(y, args)`` from ``start``, subject to
+    ``eq(y, args) == 0``, ``ineq(y, args) <= 0`` and ``args.bounds``, where there are any."""
 
     objective: Objective
     start: Float[Array, " n"]
     args: Arguments
+    eq: VectorFunction | None = None
+    ineq: VectorFunction | None = None
+
+    @property
+    def asked(self) -> Objective:
+        """The function that a solver is given."""
+        return self.objective
+
+    @property
+    def constrained(self) -> bool:
+        return not (self.eq is None and self.ineq is None and self.args.bounds is None)
+
+
+class Equations(eqx.Module):
+    """A square system, flattened: find a zero of ``function(z, args)`` from ``start``, or a fixed
+    point where it ``is_map``."""
+
+    function: VectorFunction
+    start: Float[Array, " n"]
+    args: Arguments
+    is_map: bool = eqx.field(static=True)
+
+    @property
+    def asked(self) -> VectorFunction:
+        """The function that a solver is given."""
+        return self.function
 
 
 def build_problem(
-    objective: Callable[..., Any], y0: PyTree, params: tuple[PyTree, ...], has_aux: bool = False
+    objective: Callable[..., Any],
+    y0: PyTree,
+    params: tuple[PyTree, ...],
+    has_aux: bool = False,
+    eq: Callable[..., PyTree] | None = None,
+    ineq: Callable[..., PyTree] | None = None,
+    bounds: tuple[PyTree, PyTree] | None = None,
 ) -> Problem:
     """Checks the arguments of `argmin`, hoists closures and flattens ``y``.
 
     Raises:
-        TypeError: the objective is not callable; a leaf of ``y0`` is not a floating array of at
-            least 32 bits; a leaf of a param is not an array.
+        TypeError: a function is not callable; a leaf of ``y0`` is not a floating array of at
+            least 32 bits; a leaf of a param is not an array; ``bounds`` is not a pair.
         ValueError: ``y0`` is empty or, where its values can be seen, not finite; the objective
             does not return one real floating scalar, or under ``has_aux`` not a pair of one and a
-            pytree of arrays.
+            pytree of arrays; a constraint does not return a pytree of real floating arrays, or
+            there are more equalities than unknowns; bounds that do not fit ``y0`` or, where their
+            values can be seen, contradict each other.
     """
     if not isinstance(has_aux, bool):
         raise TypeError(f"has_aux must be True or False; found {has_aux!r}.")
-    if not callable(objective):
-        raise TypeError(
-            f"objective must be a function (y, *params) -> scalar; found {objective!r}."
+    _check_callable("objective", objective, "scalar")
+    y0, params, start = _checked_arguments("y0", y0, params)
+    check = _check_value_and_aux if has_aux else _check_value
+    program, closed_over, unravel = hoist(objective, y0, params, check)
+    slots = [closed_over]
+    constraints = {}
+    for name, fn in (("eq", eq), ("ineq", ineq)):
+        if fn is not None:
+            _check_callable(name, fn, "pytree of arrays")
+            constraints[name], closed_over = _vector_function(name, fn, y0, params, len(slots))
+            slots.append(closed_over)
+    count = constraints["eq"].size if "eq" in constraints else 0
+    if count > start.size:
+        raise ValueError(
+            f"eq returns {count} equalities for {start.size} unknowns: at most as many can hold. "
+            "Leave out those that follow from others, or minimise the sum of their squares."
         )
-    y0 = _checked_start(y0)
+    args = Arguments(tuple(slots), params, _checked_bounds(bounds, y0))
+    return Problem(Objective(program, unravel, 0, has_aux), start, args, **constraints)
+
+
+def build_equations(
+    function: Callable[..., Any], z0: PyTree, params: tuple[PyTree, ...], is_map: bool
+) -> Equations:
+    """Checks the arguments of `root` or, where the function ``is_map``, of `fixed_point`.
+
+    Raises:
+        TypeError, ValueError: as `build_problem`; also where the function does not return as many
+            numbers as the variable holds (a map: a pytree of its structure and shapes).
+    """
+    name = "map" if is_map else "residual"
+    _check_callable(name, function, "pytree of arrays")
+    z0, params, start = _checked_arguments("z0", z0, params)
+    flat, closed_over = _vector_function(name, function, z0, params, 0)
+    if is_map:
+        found, wanted = (jax.tree.map(jnp.shape, tree) for tree in (flat.program.out, z0))
+        if found != wanted:
+            raise ValueError(f"map must return what z0 is, of shapes {wanted}; found {found}.")
+    if flat.size != start.size:
+        raise ValueError(
+            f"residual must return as many numbers as z0 holds, {start.size}; found {flat.size}. "
+            "To minimise the sum of their squares instead, use least_squares."
+        )
+    return Equations(flat, start, Arguments((closed_over,), params), is_map)
+
+
+def build_least_squares(
+    residual: Callable[..., Any], y0: PyTree, params: tuple[PyTree, ...]
+) -> tuple[Problem, VectorFunction]:
+    """The problem of minimising half the sum of the squares of ``residual(y, *params)``, and the
+    residual itself, which its solvers need.
+
+    Raises:
+        TypeError, ValueError: as `build_problem`; also where the residual is empty.
+    """
+    _check_callable("residual", residual, "pytree of arrays")
+    y0, params, start = _checked_arguments("y0", y0, params)
+    flat, closed_over = _vector_function("residual", residual, y0, params, 0)
+    if flat.size == 0:
+        raise ValueError("residual must return at least one number; found none.")
+    args = Arguments((closed_over,), params)
+    objective = SumOfSquares(flat.program, flat.unravel, 0, has_aux=False)
+    return Problem(objective, start, args), flat
+
+
+def _vector_function(
+    name: str, fn: Callable, y0: PyTree, params: tuple[PyTree, ...], slot: int
+) -> tuple[VectorFunction, list[Array]]:
+    program, closed_over, unravel = hoist(fn, y0, params, _CHECKS[name])
+    size = sum(leaf.size for leaf in jax.tree.leaves(program.out))
+    return VectorFunction(program, unravel, slot, size), closed_over
+
+
+def _checked_arguments(
+    name: str, y0: PyTree, params: tuple[PyTree, ...]
+) -> tuple[PyTree, tuple[PyTree, ...], Float[Array, " n"]]:
+    """The start and the params as arrays, and the start flattened."""
+    y0 = _checked_start(name, y0)
     params = tuple(_checked_param(i, param) for i, param in enumerate(params))
     # y0's gradient is zero by definition: cutting it here keeps tangents of y0 out of the solve.
     y0 = jax.lax.stop_gradient(y0)
-    program, closed_over, unravel = _hoisted(objective, y0, params, has_aux)
     with jax.numpy_dtype_promotion("standard"):  # y0 may mix float32 and float64 leaves
         start, _ = ravel_pytree(y0)
-    return Problem(Objective(program, has_aux, unravel), start, Arguments(closed_over, params))
+    return y0, params, start
 
 
-# Traced objectives, by all that the trace depends on: the same objective gives the same
-# `Objective`, so that a jitted solve of it is compiled once.
-_traced: OrderedDict[Hashable, tuple] = OrderedDict()
-_TRACED_SIZE = 128
+def _check_callable(name: str, fn: Any, returned: str) -> None:
+    if not callable(fn):
+        raise TypeError(f"{name} must be a function (y, *params) -> {returned}; found {fn!r}.")
 
 
-def _hoisted(objective: Callable, y0: PyTree, params: tuple[PyTree, ...], has_aux: bool) -> tuple:
-    """The objective without the arrays it closes over, those arrays, and y's unravelling."""
-    key = _trace_key(objective, (y0, params))
-    if key is not None and (key, has_aux) in _traced:
-        _traced.move_to_end((key, has_aux))
-        return _traced[key, has_aux]
-    program, closed_over = _trace(objective, y0, params, has_aux)
-    with jax.numpy_dtype_promotion("standard"):
-        _, unravel = ravel_pytree(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), y0))
-    hoisted = program, closed_over, unravel
-    traced = any(isinstance(x, Tracer) for x in closed_over)
-    # Under the key of now: an objective that counts its traces, say, has changed what it reads.
-    key = _trace_key(objective, (y0, params))
-    if key is not None and not traced:
-        _traced[key, has_aux] = hoisted
-        if len(_traced) > _TRACED_SIZE:
-            _traced.popitem(last=False)
-    return hoisted
-
-
-class _Program:
-    """The user's function as a jaxpr; what it closed over is passed in. Equal to itself alone."""
-
-    def __init__(self, jaxpr: jex.Jaxpr, structure: Any):
-        self.jaxpr, self.structure = jaxpr, structure
-
-    def __call__(self, closed_over: list[Array], *args: PyTree) -> PyTree:
-        run = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, closed_over))
-        return jax.tree.unflatten(self.structure, run(*jax.tree.leaves(args)))
-
-
-def _trace(
-    objective: Callable, y0: PyTree, params: tuple[PyTree, ...], has_aux: bool
-) -> tuple[_Program, list[Array]]:
-    """The program of the objective, and the arrays, traced or not, that it closes over."""
-    structure = None
-
-    def checked(*args):
-        nonlocal structure
-        found = objective(*args)
-        _check_value(found, has_aux)
-        leaves, structure = jax.tree.flatten(found)
-        return leaves
-
-    closed = jax.make_jaxpr(checked)(y0, *params)
-    # A copy of an array of NumPy, which might be changed in place later.
-    closed_over = [jnp.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts]
-    return _Program(closed.jaxpr, structure), closed_over
-
-
-_CONFIG = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_numpy_dtype_promotion",
-    "jax_numpy_rank_promotion",
-)
-
-
-def _trace_key(objective: Callable, args: PyTree) -> Hashable | None:
-    """All that a trace of the objective depends on: what it can read, and its arguments' types.
-
-    None where that cannot be told, so that the objective is traced anew by each call.
-    """
-    leaves, structure = jax.tree.flatten(args)
-    if not is_plain(structure):
+def _checked_bounds(bounds: Any, y0: PyTree) -> tuple[Array, Array] | None:
+    """The bounds as two flat vectors of y's dtype; None where there are none at all."""
+    if bounds is None:
         return None
+    if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
+        raise TypeError(
+            "bounds must be a pair (lower, upper), each a number, None or a pytree like y0; found "
+            f"{type(bounds).__name__}."
+        )
+    if bounds[0] is None and bounds[1] is None:
+        return None
+    lower = _checked_bound("lower", bounds[0], y0, -jnp.inf)
+    upper = _checked_bound("upper", bounds[1], y0, jnp.inf)
+    if not isinstance(lower, Tracer) and not isinstance(upper, Tracer):
+        bad = ~(np.asarray(lower) <= np.asarray(upper)) | np.isposinf(lower) | np.isneginf(upper)
+        if np.any(bad):
+            k = int(np.argmax(bad))
+            raise ValueError(
+                f"bounds contradict each other at entry {k} of y0, flattened ({int(bad.sum())} "
+                f"entries in all): lower {float(lower[k])}, upper {float(upper[k])}."
+            )
+    return lower, upper
+
+
+def _checked_bound(name: str, bound: PyTree, y0: PyTree, infinity: float) -> Float[Array, " n"]:
+    """One bound, broadcast to y and flattened."""
+
+    def is_none(x):
+        return x is None
+
     try:
-        read = identity(objective)
-    except Opaque:
-        return None
-    config = tuple(getattr(jax.config, name) for name in _CONFIG)
-    return read, structure, tuple(jax.typeof(leaf) for leaf in leaves), config
+        leaves = jax.tree.leaves(jax.tree.broadcast(bound, y0, is_leaf=is_none), is_leaf=is_none)
+    except ValueError as error:
+        raise ValueError(
+            f"the {name} bound must be a number, None or a pytree like y0, "
+            f"{jax.tree.structure(y0)}; found {jax.tree.structure(bound)}."
+        ) from error
+    spread = []
+    for leaf, like in zip(leaves, jax.tree.leaves(y0, is_leaf=is_none), strict=True):
+        if like is None:
+            continue
+        leaf = infinity if leaf is None else leaf
+        if not eqx.is_array_like(leaf) or jnp.issubdtype(jnp.result_type(leaf), complex):
+            raise TypeError(f"the {name} bound must hold real numbers; found {leaf!r}.")
+        if not _broadcasts(jnp.shape(leaf), like.shape):
+            raise ValueError(
+                f"the {name} bound, of shape {jnp.shape(leaf)}, does not fit y0, of shape "
+                f"{like.shape}."
+            )
+        spread.append(jnp.broadcast_to(jnp.asarray(leaf, like.dtype), like.shape))
+    with jax.numpy_dtype_promotion("standard"):
+        return ravel_pytree(spread)[0]
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def check_choice(name: str, found: Hashable, known: tuple[str, ...]) -> None:
@@ -189,25 +240,25 @@ def default_tolerance(dtype: Any) -> float:
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4
 
 
-def _checked_start(y0: PyTree) -> PyTree:
+def _checked_start(start: str, y0: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(y0)
     if sum(np.size(leaf) for _, leaf in leaves) == 0:
-        raise ValueError("y0 is empty: it must hold at least one number to minimise over.")
+        raise ValueError(f"{start} is empty: it must hold at least one number to solve for.")
     for path, leaf in leaves:
-        name = "y0" + jax.tree_util.keystr(path)
+        name = start + jax.tree_util.keystr(path)
         if not eqx.is_array_like(leaf):
             raise TypeError(f"{name} must be a floating array; found {type(leaf).__name__}.")
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{name} must be of floating dtype to be minimised over; found {dtype}. "
-                "Convert it, for instance with jnp.asarray(y0, float); complex variables are "
+                f"{name} must be of floating dtype to be solved for; found {dtype}. "
+                f"Convert it, for instance with jnp.asarray({start}, float); complex variables are "
                 "passed as real and imaginary parts."
             )
         if jnp.finfo(dtype).bits < 32:
             raise TypeError(
                 f"{name} is of dtype {dtype}; the linear algebra of the gradient needs float32 "
-                "or float64. Cast y0 up; the objective may compute in lower precision inside."
+                f"or float64. Cast {start} up; functions of it may compute in lower precision inside."
             )
         if not isinstance(leaf, Tracer) and not np.all(np.isfinite(leaf)):
             raise ValueError(f"{name} is not finite: the solve has to start at a finite point.")
@@ -225,32 +276,51 @@ def _checked_param(index: int, param: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, param)
 
 
-def _check_value(found: Any, has_aux: bool) -> None:
-    """Raises ValueError unless the objective returned what it should."""
-    value = found
-    if has_aux:
-        if not (isinstance(found, tuple) and len(found) == 2):
-            raise ValueError(
-                "objective must return a pair (value, aux) under has_aux=True; found "
-                f"{jax.tree.structure(found)}."
-            )
-        value, aux = found
-        for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
-            if not eqx.is_array_like(leaf):
-                raise ValueError(
-                    f"aux{jax.tree_util.keystr(path)} must be an array; found "
-                    f"{type(leaf).__name__}. The auxiliary output of the objective is a pytree of "
-                    "arrays."
-                )
-    if not eqx.is_array_like(value):
+def _check_value(found: Any) -> None:
+    """Raises ValueError unless the objective returned one real floating scalar."""
+    if not eqx.is_array_like(found):
         raise ValueError(
             "objective must return one scalar; found a pytree of structure "
-            f"{jax.tree.structure(value)}. If it is a pair of a value and auxiliary output, pass "
+            f"{jax.tree.structure(found)}. If it is a pair of a value and auxiliary output, pass "
             "has_aux=True."
         )
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    shape, dtype = jnp.shape(found), jnp.result_type(found)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"objective must return a real floating scalar of shape (); found shape {shape}, dtype "
             f"{dtype}. Reduce it, for instance with jnp.sum or jnp.squeeze."
         )
+
+
+def _check_value_and_aux(found: Any) -> None:
+    """Raises ValueError unless the objective returned ``(value, aux)``."""
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ValueError(
+            "objective must return a pair (value, aux) under has_aux=True; found "
+            f"{jax.tree.structure(found)}."
+        )
+    value, aux = found
+    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        if not eqx.is_array_like(leaf):
+            raise ValueError(
+                f"aux{jax.tree_util.keystr(path)} must be an array; found "
+                f"{type(leaf).__name__}. The auxiliary output of the objective is a pytree of "
+                "arrays."
+            )
+    _check_value(value)
+
+
+def _check_vector(name: str, found: Any) -> None:
+    """Raises ValueError unless a function returned real floating arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        if not eqx.is_array_like(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            kind = jnp.result_type(leaf) if eqx.is_array_like(leaf) else type(leaf).__name__
+            raise ValueError(
+                f"{name} must return a pytree of real floating arrays; found {kind} at "
+                f"{name}(...){jax.tree_util.keystr(path)}. (A constraint is a number that is "
+                "compared with zero, not a truth value.)"
+            )
+
+
+# One function object each, as the trace of a function is kept under its check.
+_CHECKS = {name: partial(_check_vector, name) for name in ("eq", "ineq", "residual", "map")}

@@ -1,5 +1,6 @@
 """What is known about a solution, in numbers and in words, and what to do about a failure."""
 
+import dataclasses
 import enum
 import warnings
 from functools import partial
@@ -25,8 +26,10 @@ class Status(enum.IntEnum):
     NOT_FINITE = 3
     UNBOUNDED = 4
     NOT_A_MINIMUM = 5
-    LINEAR_SOLVE_FAILED = 6
-    NOT_RUN = 7
+    INFEASIBLE = 6
+    DEGENERATE = 7
+    LINEAR_SOLVE_FAILED = 8
+    NOT_RUN = 9
 
 
 EXPLANATIONS = {
@@ -54,6 +57,16 @@ EXPLANATIONS = {
         "a saddle point or a maximum",
         "Move y0 off the symmetry that leads there.",
     ),
+    Status.INFEASIBLE: (
+        "no point that satisfies the constraints was found",
+        "Check the signs of the constraints (ineq is <= 0) and that they do not contradict each "
+        "other or the bounds; start nearer (y0) if they are not convex.",
+    ),
+    Status.DEGENERATE: (
+        "the point satisfies the constraints, but their multipliers grow without bound: the "
+        "gradients of the constraints do not determine the solution",
+        "Reformulate constraints whose gradient vanishes where they hold, such as x**2 <= 0.",
+    ),
     Status.LINEAR_SOLVE_FAILED: (
         "the linear solve of the backward pass did not converge",
         "Use linear_solver=argmin_jax.SVD() or Auto(dense_limit=...) to form the Hessian, "
@@ -74,25 +87,60 @@ class Report(eqx.Module):
     steps: Int[Array, "..."]
     """Steps of the solver; -1 where it does not tell."""
     stationarity: Float[Array, "..."]
-    """Scaled optimality residual ||grad f||_inf / ||H v||_inf, v of unit relative size."""
+    """Scaled residual ||grad L||_inf / ||H v||_inf, v of unit relative size (`optimality`)."""
+    infeasibility: Float[Array, "..."]
+    """The largest violation of a constraint, each in its own scale; 0 where there is none."""
+    complementarity: Float[Array, "..."]
+    """The largest of min(slack, multiplier), each in its scale; 0 without inequalities."""
     solution_error: Float[Array, "..."]
     """Estimate of ||y - y*||_2, in the units of y: the length of the next Newton step."""
+    gradient_error: Float[Array, "..."]
+    """Estimate of the relative error of a gradient taken here, without unit."""
+    curvature: Float[Array, "..."]
+    """The smallest eigenvalue of the Hessian on the feasible directions, estimated from above
+    where it is positive; inf at a vertex, NaN where not known."""
     rank_deficiency: Int[Array, "..."]
-    """Directions of the Hessian treated as null; -1 where not known."""
+    """Directions, of y or of multipliers, treated as null; -1 where not known."""
+    weakly_active: Int[Array, "..."]
+    """Inequalities and bounds whose slack and multiplier are both zero to working precision."""
+
+    @property
+    def residual(self) -> Float[Array, "..."]:
+        """The largest of the three scaled residuals, which is held against ``tol``."""
+        return jnp.maximum(self.stationarity, jnp.maximum(self.infeasibility, self.complementarity))
 
     def __str__(self) -> str:
         if np.ndim(self.status) > 0:
             return _summary_of_lanes(self)
         status = Status(int(self.status))
         meaning, remedy = EXPLANATIONS[status]
-        lines = [
-            f"{status.name}: {meaning}",
-            f"  steps            {int(self.steps)}",
-            f"  stationarity     {float(self.stationarity):.1e}",
-            f"  solution_error   {float(self.solution_error):.1e}",
-            f"  rank_deficiency  {int(self.rank_deficiency)}",
-        ]
+        lines = [f"{status.name}: {meaning}"]
+        lines += [f"  {name:<16} {text}" for name, text in _numbers(self)]
         return "\n".join([*lines, f"  {remedy}"] if remedy else lines)
+
+    def summary(self) -> str:
+        """The report in one line, for a log."""
+        if np.ndim(self.status) > 0:
+            return ", ".join(line.strip(" ,") for line in str(self).splitlines())
+        numbers = ", ".join(f"{name} {text}" for name, text in _numbers(self))
+        return f"{Status(int(self.status)).name}: {numbers}"
+
+
+# Of constraints, and shown only where there is something to show.
+_OF_CONSTRAINTS = ("infeasibility", "complementarity", "weakly_active")
+
+
+def _numbers(report: Report) -> list[tuple[str, str]]:
+    """The fields of a single lane, in words."""
+    found = []
+    for name in (field.name for field in dataclasses.fields(Report) if field.name != "status"):
+        value = np.asarray(getattr(report, name))
+        if name in _OF_CONSTRAINTS and value == 0:
+            continue
+        unknown = np.isnan(value) or (name in ("steps", "rank_deficiency") and value < 0)
+        number = f"{int(value)}" if value.dtype.kind == "i" else f"{float(value):.1e}"
+        found.append((name, "not known" if unknown else number))
+    return found
 
 
 class ArgminError(RuntimeError):
@@ -101,17 +149,23 @@ class ArgminError(RuntimeError):
 
 def blank_report(dtype) -> Report:
     """The report of a layer that has not been called."""
+    infinite, unknown = jnp.array(jnp.inf, dtype), jnp.array(jnp.nan, dtype)
     return Report(
         status=jnp.array(int(Status.NOT_RUN), jnp.int32),
         steps=jnp.array(0, jnp.int32),
-        stationarity=jnp.array(jnp.inf, dtype),
-        solution_error=jnp.array(jnp.inf, dtype),
+        stationarity=infinite,
+        infeasibility=jnp.zeros_like(infinite),
+        complementarity=jnp.zeros_like(infinite),
+        solution_error=infinite,
+        gradient_error=infinite,
+        curvature=unknown,
         rank_deficiency=jnp.array(-1, jnp.int32),
+        weakly_active=jnp.array(0, jnp.int32),
     )
 
 
 def failure_offset(
-    on_failure: str, tol: float, status: Int[Array, ""], steps: Array, stationarity: Scalar
+    on_failure: str, tol: float, status: Int[Array, ""], steps: Array, residual: Scalar
 ) -> Scalar:
     """Applies the policy; returns what is to be *added* to a result: 0, or NaN under "nan".
 
@@ -123,17 +177,17 @@ def failure_offset(
         ArgminError: under "raise", for a status other than `CONVERGED`. Inside `jax.jit` JAX
             wraps it in an error of its own, whose text ends with this message.
     """
-    status, steps, stationarity = jax.lax.stop_gradient((status, steps, stationarity))
+    status, steps, residual = jax.lax.stop_gradient((status, steps, residual))
     failed = status != Status.CONVERGED
-    zero = jnp.zeros((), stationarity.dtype)
+    zero = jnp.zeros((), residual.dtype)
     if on_failure == "ignore":
         return zero
     if on_failure == "nan":
         return jnp.where(failed, jnp.nan, zero)
     announce = partial(_announce, on_failure, tol)
     if isinstance(status, Tracer):
-        return _checked(announce, status, steps, stationarity)
-    announce(status, steps, stationarity)
+        return _checked(announce, status, steps, residual)
+    announce(status, steps, residual)
     return zero
 
 
@@ -157,7 +211,7 @@ class Policed(lx.AbstractLinearSolver):
         solved = result == lx.RESULTS.successful
         status = jnp.where(solved, Status.CONVERGED, Status.LINEAR_SOLVE_FAILED).astype(jnp.int32)
         offset = failure_offset(
-            self.on_failure, self.tol, status, self.report.steps, self.report.stationarity
+            self.on_failure, self.tol, status, self.report.steps, self.report.residual
         )
         return x + offset.astype(x.dtype), lx.RESULTS.successful, stats
 
@@ -171,14 +225,14 @@ class Policed(lx.AbstractLinearSolver):
         return self.solver.assume_full_rank()
 
 
-def _checked(announce, status, steps, stationarity) -> Scalar:
+def _checked(announce, status, steps, residual) -> Scalar:
     """0, after a look at ``status`` when the program runs: one look for a whole batch."""
 
-    def call(status, steps, stationarity):
-        struct = jax.ShapeDtypeStruct(jnp.shape(stationarity), stationarity.dtype)
+    def call(status, steps, residual):
+        struct = jax.ShapeDtypeStruct(jnp.shape(residual), residual.dtype)
 
-        def on_host(status, steps, stationarity):
-            announce(status, steps, stationarity)
+        def on_host(status, steps, residual):
+            announce(status, steps, residual)
             return np.zeros(struct.shape, struct.dtype)
 
         return jax.lax.cond(
@@ -187,40 +241,40 @@ def _checked(announce, status, steps, stationarity) -> Scalar:
             lambda *found: jnp.zeros(struct.shape, struct.dtype),
             status,
             steps,
-            stationarity,
+            residual,
         )
 
     batched = jax.custom_batching.custom_vmap(call)
 
     # Under vmap a cond on a batched predicate would run both branches, the callback too.
     @batched.def_vmap
-    def rule(axis_size, in_batched, status, steps, stationarity):
+    def rule(axis_size, in_batched, status, steps, residual):
         def whole(x, is_batched):
             return x if is_batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
 
-        found = map(whole, (status, steps, stationarity), in_batched)
+        found = map(whole, (status, steps, residual), in_batched)
         return _checked(announce, *found), True
 
-    return batched(status, steps, stationarity)
+    return batched(status, steps, residual)
 
 
-def _announce(on_failure: str, tol: float, status, steps, stationarity) -> None:
+def _announce(on_failure: str, tol: float, status, steps, residual) -> None:
     status = np.asarray(status)
     if np.all(status == Status.CONVERGED):
         return
-    message = failure_message(tol, status, np.asarray(steps), np.asarray(stationarity))
+    message = failure_message(tol, status, np.asarray(steps), np.asarray(residual))
     if on_failure == "raise":
         raise ArgminError(message)
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def failure_message(tol: float, status: np.ndarray, steps: np.ndarray, stationarity: np.ndarray):
+def failure_message(tol: float, status: np.ndarray, steps: np.ndarray, residual: np.ndarray):
     """One sentence on what failed, with the numbers, and one on what to try."""
-    steps, stationarity = np.broadcast_arrays(steps, stationarity)
+    steps, residual = np.broadcast_arrays(steps, residual)
     steps = np.broadcast_to(steps, status.shape)
-    stationarity = np.broadcast_to(stationarity, status.shape)
+    residual = np.broadcast_to(residual, status.shape)
     failed = status != Status.CONVERGED
-    worst = np.argmax(np.where(failed, np.where(np.isnan(stationarity), np.inf, stationarity), -1))
+    worst = np.argmax(np.where(failed, np.where(np.isnan(residual), np.inf, residual), -1))
     kind = Status(int(status.flat[worst]))
     meaning, remedy = EXPLANATIONS[kind]
     lanes = (
@@ -230,7 +284,7 @@ def failure_message(tol: float, status: np.ndarray, steps: np.ndarray, stationar
     )
     return (
         f"argmin: {kind.name}: {meaning}{lanes}; scaled residual "
-        f"{float(stationarity.flat[worst]):.1e} against tol {tol:.0e} after "
+        f"{float(residual.flat[worst]):.1e} against tol {tol:.0e} after "
         f"{int(steps.flat[worst])} steps. {remedy} To go on regardless, pass "
         'on_failure="warn", "nan" or "ignore".'
     )
@@ -243,11 +297,12 @@ def _summary_of_lanes(report: Report) -> str:
     )
     worst = {
         name: np.nanmax(np.asarray(getattr(report, name)).astype(float), initial=-np.inf)
-        for name in ("steps", "stationarity", "solution_error", "rank_deficiency")
+        for name in ("steps", "residual", "solution_error", "gradient_error", "rank_deficiency")
     }
     return (
         f"{status.size} lanes: {kinds}\n"
-        f"  most steps {worst['steps']:.0f}, largest stationarity {worst['stationarity']:.1e}, "
-        f"largest solution_error {worst['solution_error']:.1e}, "
+        f"  most steps {worst['steps']:.0f}, largest residual {worst['residual']:.1e}, "
+        f"largest solution_error {worst['solution_error']:.1e},\n"
+        f"  largest gradient_error {worst['gradient_error']:.1e}, "
         f"largest rank_deficiency {worst['rank_deficiency']:.0f}"
     )

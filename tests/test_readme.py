@@ -1,6 +1,7 @@
 """The README's code runs as printed, in a fresh process as its readers start it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def printed():
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr

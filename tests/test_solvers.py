@@ -10,7 +10,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from argmin_jax import LBFGS, ArgminError, Jaxopt, Status, argmin, solve
+from argmin_jax import LBFGS, ArgminError, Auto, Jaxopt, Scipy, Status, argmin, solve
 from argmin_jax.solvers import adapt
 
 from .problems import assert_close, central_difference, cube_root, quadratic, random_spd, rosenbrock
@@ -164,6 +164,9 @@ SOLVERS = {
     "loop": newton,
     "JAXopt in a callable": by_jaxopt,
     "Jaxopt": Jaxopt("BFGS", tol=1e-6),
+    "SciPy by values": Scipy("Nelder-Mead"),
+    "SciPy by gradients": Scipy("L-BFGS-B", maxcor=5),
+    "SciPy by products": Scipy("trust-krylov", tol=1e-6),
 }
 
 
@@ -341,3 +344,94 @@ def test_jaxopt_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxopt", None)
     with pytest.raises(ImportError, match=r"argmin_jax\[jaxopt\]"):
         Jaxopt("LBFGS")
+
+
+# SciPy
+
+
+def test_scipy_is_told_its_options_and_counts_its_steps():
+    def report(max_steps, **options):
+        solver = Scipy("BFGS", **options)
+        found = solve(
+            rosenbrock, BANANA_START, 1.0, solver=solver, max_steps=max_steps, on_failure="ignore"
+        )
+        return int(found.report.steps), Status(int(found.report.status))
+
+    assert report(1000)[1] is Status.CONVERGED
+    assert report(1000, maxiter=3) == (3, Status.STALLED)
+    assert report(4) == (4, Status.MAX_STEPS)
+
+
+def noisy(y, t, n, key):
+    return jnp.sum((y - n * t - jax.random.normal(key, (3,))) ** 2)
+
+
+def test_scipy_works_in_compiled_programs_under_two_levels_of_vmap_with_params_of_any_dtype():
+    def minimiser(t, n, key):
+        return argmin(noisy, Y0, t, n, key, solver=Scipy("BFGS"))
+
+    ts, ns, keys = jnp.stack([T, 2 * T]), jnp.arange(3), jax.random.split(jax.random.key(0), 3)
+    value_and_slope = jax.value_and_grad(lambda *args: jnp.sum(minimiser(*args)))
+    batched = jax.vmap(jax.vmap(value_and_slope, (None, 0, 0)), (0, None, None))
+    values, slopes = jax.jit(batched)(ts, ns, keys)
+    noise = jax.vmap(lambda key: jnp.sum(jax.random.normal(key, (3,))))(keys)
+    assert_close(values, jnp.outer(jnp.sum(ts, axis=1), ns) + noise[None], 1e-12)
+    assert_close(slopes, jnp.broadcast_to(ns[None, :, None], (2, 3, 3)).astype(float), 1e-12)
+
+
+def test_scipy_stays_in_float32_and_in_a_scan():
+    start, t = Y0.astype(jnp.float32), T.astype(jnp.float32)
+
+    def step(y, _):
+        y = argmin(cube_root, y, t, solver=Scipy("CG"))
+        return y, y
+
+    _, found = jax.lax.scan(step, start, None, length=2)
+    assert found.dtype == jnp.float32
+    assert_close(found, jnp.stack([jnp.cbrt(t)] * 2), 1e-5)
+
+
+def test_scipy_does_not_wait_for_a_processor_that_its_own_program_holds():
+    """JAX called from a callback does, where several programs with large arrays are under way
+    (jax#24255): a callback that evaluated the objective stood still at these sizes."""
+    matrix = jnp.eye(1500, dtype=jnp.float32)
+
+    @jax.jit
+    def found(b):
+        large = matrix @ matrix
+        options = {"solver": Scipy("L-BFGS-B"), "linear_solver": Auto(dense_limit=1)}
+        return argmin(quadratic, 0 * b, large, b, **options)
+
+    b = jnp.linspace(1, 2, 1500, dtype=jnp.float32)
+    under_way = [found(k * b) for k in range(1, 7)]
+    for k, y in enumerate(under_way, start=1):
+        assert_close(y, k * b, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["BFGS", "trust-krylov", "Nelder-Mead"])
+def test_scipy_that_meets_nan_is_reported(method):
+    t = jnp.array([1.0, jnp.nan, 1.0])
+    options = {"solver": Scipy(method), "max_steps": 20, "on_failure": "ignore"}
+    report = solve(cube_root, Y0, t, **options).report
+    assert Status(int(report.status)) is Status.NOT_FINITE
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("Nothing", {}, "method must be one of 'nelder-mead'.* found 'nothing'"),
+        (None, {}, "method must be one of .* found None"),
+        ("trust-exact", {}, "method 'trust-exact' needs the Hessian as a matrix; .*trust-krylov"),
+        ("BFGS", {"memory": 3}, "refuses its options: .*memory"),
+        ("SLSQP", {"constraints": ()}, "constraints.* are options of argmin"),
+    ],
+)
+def test_scipy_refuses_what_it_does_not_have(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        Scipy(method, **options)
+
+
+def test_scipy_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(ImportError, match="Scipy needs the package scipy"):
+        Scipy("BFGS")

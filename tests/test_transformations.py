@@ -4,6 +4,9 @@ y* = t^(1/3), entry by entry, so that derivatives of every order are known.
 """
 
 import itertools
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from argmin_jax import ArgminError, Auto, argmin, solve
 
 from .problems import assert_close, cube_root
 
-PAGE = (Path(__file__).parents[1] / "docs" / "transformations.md").read_text()
+PAGE = Path(__file__).parents[1] / "docs" / "transformations.md"
 T = jnp.array([0.7, 1.5, 2.0])
 START = jnp.ones(3)
 BATCH = jnp.stack([T, 2 * T])
@@ -276,10 +279,71 @@ def test_a_failed_linear_solve_is_not_silent_in_forward_mode():
     assert np.all(np.isnan(tangent))
 
 
+ON_TWO_DEVICES = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+
+from argmin_jax import argmin
+
+jax.config.update("jax_enable_x64", True)
+mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+t = jnp.array([0.5, 1.5, 2.0, 3.0])
+
+
+def loss(t, forward_mode=False):
+    y = argmin(lambda y, t: jnp.sum(y**4 / 4 - t * y), jnp.ones(2), t, forward_mode=forward_mode)
+    return jnp.sum(y)
+
+
+def sharded(fn, in_specs=P("devices"), out_specs=P("devices")):
+    sharded = jax.shard_map(
+        fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return jax.jit(sharded)
+
+
+def close(found, expected):
+    assert found.shape == expected.shape
+    assert jnp.max(jnp.abs(found - expected)) < 1e-12, (found, expected)
+
+
+def total(t, scale):
+    return sharded(
+        lambda t, scale: jax.lax.psum(loss(scale * t), "devices"), (P("devices"), P()), P()
+    )(t, scale)
+
+
+close(sharded(jax.grad(loss))(t), t ** (-2 / 3) / 3)
+value, gradients = jax.value_and_grad(total, argnums=(0, 1))(t, 8.0)
+close(value, 2 * jnp.sum(t ** (1 / 3)))
+close(gradients[0], 2 * t ** (-2 / 3) / 3)
+close(gradients[1], jnp.sum(t ** (1 / 3)) / 12)
+hessian = sharded(lambda t: jnp.diag(jax.hessian(lambda t: loss(t, forward_mode=True))(t)))(t)
+close(hessian, -2 / 9 * t ** (-5 / 3))
+"""
+
+
+def test_shard_map_over_two_devices_has_the_closed_forms_values_gradients_and_hessian():
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES],
+        env={**os.environ, "XLA_FLAGS": flags},
+        cwd=PAGE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_page_shows_every_composition_and_no_other():
-    rows = [line.split("|")[1:3] for line in PAGE.splitlines() if line.startswith("| ")]
+    rows = [line.split("|")[1:3] for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     found = {name.strip(): needs.strip() for name, needs in rows[1:] if "---" not in name}
-    expected = dict.fromkeys(BY_DEFAULT, "nothing")
+    expected = dict.fromkeys(BY_DEFAULT, "nothing") | {
+        "`shard_map`, and `grad` of it": "`check_vma=False` of `shard_map`",
+        "`hessian` inside a `shard_map`": "`forward_mode=True`, `check_vma=False` of `shard_map`",
+    }
     assert found == expected | dict.fromkeys(
         [*IN_FORWARD_MODE, "every nesting of forward and reverse, to third order"],
         "`forward_mode=True`",

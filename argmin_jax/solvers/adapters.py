@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,13 @@ import optimistix as optx
 from jaxtyping import Array, Float, Int, Scalar
 
 from ..identity import ById, Opaque, identity
-from ..problem import Problem
+from ..program import VectorFunction
+from .interior_point import InteriorPoint
+from .ipopt import Ipopt
 from .lbfgs import LBFGS
 from .newton_cg import NewtonCG
+from .nlp import NonlinearProgram, PrimalDual, nowhere
+from .scipy import Scipy, ScipyMinimiser
 
 
 class Minimiser(Protocol):
@@ -26,8 +30,17 @@ class Minimiser(Protocol):
     """Whether `run` heeds ``tolerance`` and may be called again from where it ended."""
 
     def run(
-        self, problem: Problem, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
+        self, problem: Any, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
     ) -> tuple[Float[Array, " n"], Int[Array, ""]]: ...
+
+
+@runtime_checkable
+class ConstrainedMinimiser(Minimiser, Protocol):
+    """A solver of constrained problems that finds multipliers too. ``tolerance`` is relative."""
+
+    def run_program(
+        self, program: NonlinearProgram, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
+    ) -> PrimalDual: ...
 
 
 class Jaxopt:
@@ -65,17 +78,23 @@ class Jaxopt:
         self.options = tuple(sorted(options.items()))
 
 
-def adapt(solver: Any, max_steps: int) -> Minimiser:
-    """The `Minimiser` behind the option ``solver``.
+def adapt(solver: Any, max_steps: int, constrained: bool = False) -> Minimiser:
+    """The `Minimiser` behind the option ``solver`` of `argmin`.
 
     Raises:
         TypeError: ``solver`` is neither one of ours, nor an Optimistix minimiser, nor callable;
             or it is a class where an instance is needed.
+        ValueError: it knows nothing of constraints, and there are some.
     """
-    if isinstance(solver, type):
-        raise TypeError(
-            f"solver must be an instance; found the class {solver.__name__}. "
-            f"Call it: solver={solver.__name__}(...)."
+    _check_instance(solver)
+    if solver is None:
+        solver = InteriorPoint() if constrained else LBFGS()
+    if isinstance(solver, InteriorPoint | Ipopt):
+        return _Program(solver)
+    if constrained and isinstance(solver, LBFGS | Jaxopt | Scipy | optx.AbstractMinimiser):
+        raise ValueError(
+            f"solver={type(solver).__name__}(...) knows nothing of constraints: leave solver out, "
+            "or pass InteriorPoint(...), Ipopt(...) or a callable (objective, y0, *params) -> y."
         )
     if isinstance(solver, LBFGS | NewtonCG):
         return _Native(solver)
@@ -83,12 +102,71 @@ def adapt(solver: Any, max_steps: int) -> Minimiser:
         return _Optimistix(solver, max_steps)
     if isinstance(solver, Jaxopt):
         return _Jaxopt(solver.kind, solver.options, max_steps)
+    if isinstance(solver, Scipy):
+        return ScipyMinimiser(solver, max_steps)
     if callable(solver):
         return _function(solver)
     raise TypeError(
-        "solver must be argmin_jax.LBFGS(...), NewtonCG(...) or Jaxopt(...), an Optimistix "
-        f"minimiser or a callable (objective, y0, *params) -> y; found {solver!r}."
+        "solver must be argmin_jax.LBFGS(...), NewtonCG(...), InteriorPoint(...), Ipopt(...), "
+        "Scipy(...) or Jaxopt(...), an Optimistix minimiser or a callable "
+        f"(objective, y0, *params) -> y; found {solver!r}."
     )
+
+
+def adapt_least_squares(solver: Any, max_steps: int, residual: VectorFunction) -> Minimiser:
+    """The `Minimiser` behind the option ``solver`` of `least_squares`; raises as `adapt`."""
+    _check_instance(solver)
+    if solver is None or isinstance(solver, optx.AbstractLeastSquaresSolver):
+        return _LeastSquares(solver, residual, max_steps)
+    return adapt(solver, max_steps)
+
+
+def adapt_root_finder(solver: Any, max_steps: int, is_map: bool) -> Minimiser:
+    """The `Minimiser` behind the option ``solver`` of `root` or `fixed_point`.
+
+    Raises:
+        TypeError: ``solver`` is neither of the kinds that Optimistix takes, nor callable.
+    """
+    _check_instance(solver)
+    kinds = optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
+    if is_map:
+        kinds = kinds | optx.AbstractFixedPointSolver
+    if solver is None or isinstance(solver, kinds):
+        return _RootFinder(solver, max_steps)
+    if callable(solver):
+        return _function(solver)
+    fixed = "fixed-point solver, " if is_map else ""
+    raise TypeError(
+        f"solver must be an Optimistix {fixed}root finder, least-squares solver or minimiser, or "
+        f"a callable (function, z0, *params) -> z; found {solver!r}."
+    )
+
+
+def _check_instance(solver: Any) -> None:
+    if isinstance(solver, type):
+        raise TypeError(
+            f"solver must be an instance; found the class {solver.__name__}. "
+            f"Call it: solver={solver.__name__}(...)."
+        )
+
+
+@dataclass(frozen=True)
+class _Program:
+    solver: InteriorPoint | Ipopt
+    restartable = False
+
+    def run_program(self, program, y, tolerance, max_steps) -> PrimalDual:
+        return self.solver.run(program, y, tolerance, max_steps)
+
+    def run(self, problem, y, tolerance, max_steps):
+        """Of a problem without constraints."""
+        infinite = jnp.full_like(y, jnp.inf)
+        program = NonlinearProgram(
+            lambda y: problem.objective(y, problem.args), nowhere, nowhere, -infinite, infinite
+        )
+        # A gradient of this size, in the solver's own scale, is what the polish can deal with.
+        end = self.run_program(program, y, jnp.finfo(y.dtype).eps ** 0.5 + tolerance, max_steps)
+        return end.y, end.steps
 
 
 @dataclass(frozen=True)
@@ -122,6 +200,54 @@ class _Optimistix:
 
 
 @dataclass(frozen=True)
+class _LeastSquares:
+    solver: optx.AbstractLeastSquaresSolver | None
+    residual: VectorFunction
+    max_steps: int
+    restartable = False
+
+    def run(self, problem, y, tolerance, max_steps):
+        del tolerance, max_steps
+        loose = _loose_tolerance(y)
+        solution = optx.least_squares(
+            self.residual,
+            self.solver or optx.LevenbergMarquardt(rtol=loose, atol=loose),
+            y,
+            problem.args,
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
+
+
+@dataclass(frozen=True)
+class _RootFinder:
+    solver: Any
+    max_steps: int
+    restartable = False
+
+    def run(self, problem, y, tolerance, max_steps):
+        del tolerance, max_steps
+        loose = _loose_tolerance(y)
+        default = optx.FixedPointIteration if problem.is_map else optx.Dogleg
+        find: Any = optx.fixed_point if problem.is_map else optx.root_find
+        solution = find(
+            problem.function,
+            self.solver or default(rtol=loose, atol=loose),
+            y,
+            problem.args,
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
+
+
+def _loose_tolerance(y: Array) -> float:
+    """From where the polish does the rest."""
+    return float(jnp.finfo(y.dtype).eps) ** 0.375
+
+
+@dataclass(frozen=True)
 class _Jaxopt:
     kind: Any
     options: tuple[tuple[str, Hashable], ...]
@@ -144,8 +270,8 @@ class _Function:
 
     def run(self, problem, y, tolerance, max_steps):
         del tolerance, max_steps
-        objective, structured = problem.objective.with_structure(y, problem.args)
-        found = self.solver(objective, structured, *problem.args.params)
+        function, structured = problem.asked.with_structure(y, problem.args)
+        found = self.solver(function, structured, *problem.args.params)
         _check_structure(structured, found)
         flat = jnp.concatenate([jnp.ravel(leaf).astype(y.dtype) for leaf in jax.tree.leaves(found)])
         return flat, jnp.array(-1, jnp.int32)

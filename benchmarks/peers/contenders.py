@@ -18,7 +18,6 @@ from .problems import Case
 from .programs import Minimise, in_jax
 
 MAX_STEPS = 10_000
-OUR_LEAST_SQUARES: Any = vars(argmin_jax).get("least_squares")
 
 
 def ours(**options: Any) -> Callable[[Case, Any], Minimise]:
@@ -76,7 +75,8 @@ def closed_form(case: Case, tolerance: Any) -> Minimise:
 
 def our_least_squares(case: Case, tolerance: Any) -> Minimise:
     del tolerance
-    return lambda y0, *params: OUR_LEAST_SQUARES(case.residual, y0, *params)
+    residual: Any = case.residual
+    return lambda y0, *params: argmin_jax.least_squares(residual, y0, *params)
 
 
 def jaxopt_least_squares(case: Case, tolerance: Any) -> Minimise:
@@ -132,8 +132,7 @@ MINIMISERS = {
 LEAST_SQUARES = {
     "argmin_jax": in_jax("argmin_jax", ours()),
     "argmin_jax, NewtonCG": in_jax("argmin_jax", ours(solver=argmin_jax.NewtonCG())),
+    "argmin_jax, least_squares": in_jax("argmin_jax", our_least_squares),
     "JAXopt LM": in_jax("jaxopt", jaxopt_least_squares, ladder=True),
     "Optimistix LM": in_jax("optimistix", optimistix_least_squares, ladder=True),
 }
-if OUR_LEAST_SQUARES is not None:
-    LEAST_SQUARES["argmin_jax, least_squares"] = in_jax("argmin_jax", our_least_squares)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .problems import Case
 from .programs import Contender, Program, in_jax
-from .qp_contenders import ours, takes_constraints
+from .qp_contenders import ours
 
 TOLERANCE = 1e-9
 
@@ -181,7 +181,7 @@ def sphere(ca: Any, y: Any, p: Any):
 CASADI = {"HS71": hs71, "sphere": sphere}
 
 CONTENDERS = {
-    **({"argmin_jax": in_jax("argmin_jax", ours)} if takes_constraints() else {}),
+    "argmin_jax": in_jax("argmin_jax", ours),
     "cyipopt, sensitivities by hand": Contender("cyipopt-wheels", cyipopt),
     "CasADi's Ipopt": Contender("casadi", casadi),
 }

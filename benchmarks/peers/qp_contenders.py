@@ -1,7 +1,6 @@
 """The contenders of family d: batches of convex quadratic programs."""
 
 import importlib
-import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +18,6 @@ def ours(case: Case, tolerance: Any) -> Minimise:
     del tolerance
     options: dict[str, Any] = {"eq": case.eq, "ineq": case.ineq}
     return lambda y0, *params: argmin_jax.argmin(case.objective, y0, *params, **options)
-
-
-def takes_constraints() -> bool:
-    return "ineq" in inspect.signature(argmin_jax.argmin).parameters
 
 
 def qpax(**options: Any) -> Callable[[Case, Any], Minimise]:
@@ -121,7 +116,7 @@ TIGHT = {"solver_tol": 1e-10, "target_kappa": 1e-10}
 EXACT = {"solve_method": "Clarabel", "mode": "dense"}
 
 CONTENDERS = {
-    **({"argmin_jax": in_jax("argmin_jax", ours)} if takes_constraints() else {}),
+    "argmin_jax": in_jax("argmin_jax", ours),
     "qpax": in_jax("qpax", qpax()),
     "qpax, implicit": in_jax("qpax", qpax(backend="i")),
     "qpax, kappa 1e-10": in_jax("qpax", qpax(**TIGHT)),

@@ -1,0 +1,110 @@
+"""How far a solution and a gradient can be trusted: estimates of their errors, and the curvature.
+
+All of it comes from the factorisation that the backward pass uses, in a few products and solves.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from .linear_solve import apply_factors, apply_kept_factors, state_from_factors
+from .optimality import Active, Conditions, probe
+from .polish import Newton, Polished
+
+POWER_STEPS = 6
+
+
+class Certificate(eqx.Module):
+    """What `Report` says under the same names."""
+
+    solution_error: Scalar
+    gradient_error: Scalar
+    curvature: Scalar
+
+
+def certify(newton: Newton, point: Polished, active: Active | None, size: int) -> Certificate:
+    """Estimates at a polished point; the first ``size`` entries of z are those of y."""
+    return Certificate(
+        solution_error=solution_error(point, size),
+        gradient_error=gradient_error(newton, point, active, size),
+        curvature=curvature(newton, point, size),
+    )
+
+
+def solution_error(point: Polished, size: int) -> Scalar:
+    """The length of the next Newton step, and the rounding of y itself."""
+    y = point.z[:size]
+    return jnp.linalg.norm(point.step[:size]) + jnp.finfo(y.dtype).eps * jnp.linalg.norm(y)
+
+
+def gradient_error(newton: Newton, point: Polished, active: Active | None, size: int) -> Scalar:
+    """The relative change of one gradient, that of v'y with a fixed v, between z and z + d, d being
+    the next Newton step, an estimate of z* - z.
+
+    The solution u of K u = v at z + d is that at z less K^-1 (K(z + d) u - v): so the change holds
+    the rounding errors of the linear solve too.
+    """
+    conditions, args = newton.conditions, newton.args
+    floating, other = eqx.partition(args, eqx.is_inexact_array)
+    z = point.z
+    nearby = z + jnp.where(jnp.all(jnp.isfinite(point.step)), point.step, 0)
+    direction = jnp.zeros_like(z).at[:size].set(probe(jnp.zeros_like(z[:size])))
+
+    def transposed(z) -> Callable[[Array], Array]:
+        operator = conditions.jacobian(z, args, active)
+        return (operator if conditions.symmetric else operator.T).mv
+
+    def pull_back(z, u) -> PyTree:
+        def residual(floating):
+            return conditions.residual(z, eqx.combine(floating, other), active)
+
+        return jax.vjp(residual, floating)[1](u)[0]
+
+    operator = conditions.jacobian(z, args, active)
+    state = state_from_factors(newton.linear_solver, operator, point.factors)
+    if state is None:
+        state = newton.linear_solver.init(operator, {})
+    if not conditions.symmetric:
+        state, _ = newton.linear_solver.transpose(state, {})
+    u = newton.linear_solver.compute(state, direction, {})[0]
+    change = apply_factors(newton.linear_solver, state, transposed(nearby)(u) - direction)
+    here, there = pull_back(z, u), pull_back(nearby, u - change)
+    difference = _length(jax.tree.map(jnp.subtract, here, there))
+    # Nothing to differentiate, or a gradient of zero: then u itself is what is known.
+    length = _length(here)
+    relative = difference / jnp.where(length > 0, length, 1)
+    of_solve = jnp.linalg.norm(change) / jnp.linalg.norm(u)
+    eps = jnp.finfo(z.dtype).eps
+    return jnp.where(length > 0, relative, of_solve).astype(z.dtype) + eps
+
+
+def curvature(newton: Newton, point: Polished, size: int) -> Scalar:
+    """The smallest eigenvalue of the Hessian on the feasible directions, by inverse iteration with
+    the factors, unless the factorisation found it already; inf where no direction is feasible."""
+    known = point.spectrum.curvature
+    if not newton.conditions.symmetric or point.factors is None:
+        return known
+
+    def inverse(v: Float[Array, " n"]) -> Float[Array, " n"]:
+        padded = jnp.zeros_like(point.z).at[:size].set(v)
+        return apply_kept_factors(newton.linear_solver, point.factors, padded)[:size]
+
+    def step(_, carry):
+        v, _ = carry
+        image = inverse(v)
+        length = jnp.linalg.norm(image)
+        return image / jnp.where(length > 0, length, 1), v @ image
+
+    v = probe(jnp.zeros_like(point.z[:size]))
+    start = v / jnp.linalg.norm(v), jnp.zeros((), v.dtype)
+    _, largest = jax.lax.fori_loop(0, POWER_STEPS, step, start)
+    by_iteration = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1), jnp.inf)
+    return jnp.where(jnp.isnan(known), by_iteration, known)
+
+
+def _length(tree: PyTree) -> Scalar:
+    leaves = jax.tree.leaves(tree)
+    return jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in leaves), jnp.zeros(())))

@@ -1,0 +1,306 @@
+"""From a solver's point to a constrained minimum: the active constraints, polish and judgement."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from .factors import KKTMatrices
+from .optimality import Active, KarushKuhnTucker, Multipliers, probe, quotient
+from .polish import Newton, Polished
+from .program import Arguments
+from .structure import Blocks, hessian_blocks
+
+ROUNDS = 8  # of corrections to the set of active constraints
+
+
+class Violations(eqx.Module):
+    """How far a point is from satisfying the KKT conditions, each a relative number."""
+
+    stationarity: Scalar
+    infeasibility: Scalar
+    complementarity: Scalar
+
+    @property
+    def worst(self) -> Scalar:
+        return jnp.maximum(self.stationarity, jnp.maximum(self.infeasibility, self.complementarity))
+
+
+class Settled(eqx.Module):
+    """A polished point, the constraints that are active there, and how well it solves."""
+
+    polished: Polished
+    active: Active
+    weakly_active: Int[Array, ""]
+    violations: Violations
+
+
+class _Margins(eqx.Module):
+    """Of each inequality: its slack and its multiplier, as relative numbers."""
+
+    slack: Float[Array, " c"]
+    multiplier: Float[Array, " c"]
+
+
+def weak_level(dtype: Any) -> float:
+    """Relative slacks and multipliers up to this count as zero, both at once as weakly active."""
+    return float(jnp.finfo(dtype).eps) ** 0.4
+
+
+def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
+    """Polishes ``found`` by Newton's method on the constraints that are active, and corrects these:
+    one whose multiplier turns out negative is let go, one that is violated is taken in.
+
+    A constraint that is *weakly* active, with slack and multiplier both zero, is let go too, so
+    that derivatives are those of the problem without it, unless the Hessian is indefinite then.
+    """
+    conditions, args = newton.conditions, newton.args
+    assert isinstance(conditions, KarushKuhnTucker)
+    start = conditions.join(found)
+    level = weak_level(start.dtype)
+    first = _likely_active(conditions, found, args)
+    always = _pack(conditions, _always_active(conditions, args))
+
+    def advance(state: _State) -> _State:
+        active = _unpack(conditions, state.active, args)
+        polished = newton.polish(start, active, allowed=~state.given_up)
+        z = _without_inactive(conditions, polished.z, active)
+        polished = eqx.tree_at(lambda p: p.z, polished, z)
+        at = conditions.split(z)
+        margins = _margins(conditions, at, args)
+        weak = state.active & (margins.multiplier <= level) & ~state.kept
+        violated = ~state.active & (margins.slack < -jnp.minimum(level, tol))
+        # Of a constraint let go as weakly active the Hessian may have negative curvature there.
+        needed = ~state.active & state.dropped & polished.spectrum.indefinite
+        taken = violated | needed
+        changed = jnp.any(weak | taken) & ~state.given_up
+        after = (state.active & ~weak) | taken
+        violations = measure(conditions, at, args)
+        last = state.count + 1 >= ROUNDS
+        lost = ~(violations.worst <= tol) & (~changed | last) & ~state.given_up
+        return _State(
+            active=jnp.where(
+                lost, _pack(conditions, first), jnp.where(changed, after, state.active)
+            ),
+            kept=state.kept | taken,
+            dropped=state.dropped | weak,
+            polished=polished,
+            violations=violations,
+            weakly_active=jnp.sum(
+                (jnp.abs(margins.slack) <= level) & (margins.multiplier <= level) & ~always
+            ).astype(jnp.int32),
+            count=state.count + 1,
+            given_up=state.given_up | lost,
+            goes_on=jnp.where(lost, True, changed & ~last),
+        )
+
+    packed = _pack(conditions, first)
+    zero = jnp.zeros((), start.dtype)
+    blank = _State(
+        active=packed,
+        kept=always,
+        dropped=jnp.zeros_like(packed),
+        polished=newton.blank(start, first),
+        violations=Violations(zero, zero, zero),
+        weakly_active=jnp.array(0, jnp.int32),
+        count=jnp.array(0),
+        given_up=jnp.array(False),
+        goes_on=jnp.array(True),
+    )
+    # Where no active set leads to a solution the solver's own point is judged as it is: one more
+    # round, without steps.
+    end = jax.lax.while_loop(lambda state: state.goes_on, advance, blank)
+    return Settled(
+        end.polished, _unpack(conditions, end.active, args), end.weakly_active, end.violations
+    )
+
+
+class _State(eqx.Module):
+    active: Bool[Array, " c"]
+    kept: Bool[Array, " c"]  # not to be let go any more
+    dropped: Bool[Array, " c"]
+    polished: Polished
+    violations: Violations
+    weakly_active: Int[Array, ""]
+    count: Int[Array, ""]
+    given_up: Bool[Array, ""]
+    goes_on: Bool[Array, ""]
+
+
+def matrices(
+    conditions: KarushKuhnTucker, z: Float[Array, " k"], args: Arguments, active: Active
+) -> KKTMatrices:
+    """The Hessian of the Lagrangian and the Jacobian of the constraints, dense."""
+    at = conditions.split(z)
+    multipliers = jnp.concatenate([at.eq, jnp.where(active.ineq, at.ineq, 0)])
+
+    def gradient(y):
+        def lagrangian(y):
+            total = conditions.objective(y, args)
+            return total + multipliers @ conditions.constraints(y, args)
+
+        return jax.grad(lagrangian)(y)
+
+    _, product = jax.linearize(gradient, at.y)
+    (hessian,) = hessian_blocks(product, Blocks((at.y.size,)), at.y.dtype)
+    return KKTMatrices(
+        hessian=hessian,
+        jacobian=jacobian_of_constraints(conditions, at.y, args),
+        active=jnp.concatenate([jnp.ones(at.eq.size, bool), active.ineq]),
+        fixed=active.fixed,
+        bounded=conditions.bounded,
+    )
+
+
+def jacobian_of_constraints(
+    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments
+) -> Float[Array, "r n"]:
+    rows = sum(conditions.rows)
+    derivative = jax.jacrev if rows <= y.size else jax.jacfwd
+    return derivative(lambda y: conditions.constraints(y, args))(y)
+
+
+def measure(conditions: KarushKuhnTucker, at: Multipliers, args: Arguments) -> Violations:
+    """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
+
+    A constraint is measured against its change under a displacement of y of relative size one; a
+    gradient, and a multiplier times the gradient of its constraint, against the largest of the
+    terms that have to cancel and the change of the gradient under such a displacement.
+    """
+    jacobian = jacobian_of_constraints(conditions, at.y, args)
+    (p, _) = conditions.rows
+    pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian + at.bounds
+    gradient, response = jax.jvp(
+        lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
+    )
+    scale = jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
+    margins = _margins(conditions, at, args, jacobian, scale)
+    always = _pack(conditions, _always_active(conditions, args))
+    equalities = conditions.constraints(at.y, args)[:p]
+    broken = quotient(jnp.abs(equalities), _row_scales(jacobian[:p], at.y))
+    negative = jnp.where(always, 0, -margins.multiplier)
+    both = jnp.where(always, 0, jnp.minimum(margins.slack, margins.multiplier))
+    return Violations(
+        stationarity=quotient(jnp.max(jnp.abs(gradient + pull)), scale),
+        infeasibility=_largest(jnp.concatenate([broken, -margins.slack])),
+        complementarity=_largest(jnp.concatenate([negative, both])),
+    )
+
+
+def _largest(x: Array) -> Scalar:
+    """The largest entry, at least zero; NaN where there is one."""
+    return jnp.max(jnp.concatenate([jnp.zeros(1, x.dtype), x]))
+
+
+def _row_scales(jacobian: Float[Array, "r n"], y: Float[Array, " n"]) -> Float[Array, " r"]:
+    return jnp.abs(jacobian) @ jnp.maximum(jnp.abs(y), 1)
+
+
+def _margins(
+    conditions: KarushKuhnTucker,
+    at: Multipliers,
+    args: Arguments,
+    jacobian: Float[Array, "r n"] | None = None,
+    scale: Scalar | None = None,
+) -> _Margins:
+    """Slacks and multipliers of the inequalities, then of lower and upper bounds."""
+    p, _ = conditions.rows
+    if jacobian is None:
+        jacobian = jacobian_of_constraints(conditions, at.y, args)
+    if scale is None:
+        gradient = jax.grad(conditions.objective)(at.y, args)
+        pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian
+        scale = jnp.max(jnp.abs(jnp.stack([gradient, pull, at.bounds])))
+    rows = jacobian[p:]
+    values = conditions.constraints(at.y, args)[p:]
+    # A constraint that no variable moves is measured as it is.
+    row_scales = _row_scales(rows, at.y)
+    slacks = [-values / jnp.where(row_scales > 0, row_scales, 1)]
+    multipliers = [at.ineq * jnp.max(jnp.abs(rows), axis=1, initial=0)]
+    if args.bounds is not None:
+        lower, upper = args.bounds
+        size = jnp.maximum(jnp.abs(at.y), 1)
+        slacks += [(at.y - lower) / size, (upper - at.y) / size]
+        multipliers += [at.lower, at.upper]
+    relative = jnp.concatenate(multipliers) / jnp.where(scale > 0, scale, 1)
+    return _Margins(jnp.concatenate(slacks), relative)
+
+
+def _likely_active(conditions: KarushKuhnTucker, found: Multipliers, args: Arguments) -> Active:
+    """Where the multiplier is larger than the slack: the two sides of an interior point's path."""
+    margins = _margins(conditions, found, args)
+    packed = margins.multiplier > margins.slack
+    return _unpack(conditions, packed | _pack(conditions, _always_active(conditions, args)), args)
+
+
+def _always_active(conditions: KarushKuhnTucker, args: Arguments) -> Active:
+    """Variables whose bounds are equal are held, whatever the sign of the multiplier."""
+    _, m = conditions.rows
+    equal = jnp.zeros(conditions.size, bool)
+    if args.bounds is not None:
+        equal = args.bounds[0] == args.bounds[1]
+    return Active(jnp.zeros(m, bool), equal, jnp.zeros_like(equal))
+
+
+def _pack(conditions: KarushKuhnTucker, active: Active) -> Bool[Array, " c"]:
+    """In the order of `_margins`."""
+    bounds = [active.lower, active.upper] if conditions.bounded else []
+    return jnp.concatenate([active.ineq, *bounds])
+
+
+def _unpack(conditions: KarushKuhnTucker, packed: Bool[Array, " c"], args: Arguments) -> Active:
+    (_, m), n = conditions.rows, conditions.size
+    if not conditions.bounded:
+        none = jnp.zeros(n, bool)
+        return Active(packed, none, none)
+    lower, upper = packed[m : m + n], packed[m + n :]
+    # Of two equal bounds one is held: which of them is the same to y.
+    return Active(packed[:m], lower, upper & ~lower)
+
+
+def _without_inactive(
+    conditions: KarushKuhnTucker, z: Float[Array, " k"], active: Active
+) -> Float[Array, " k"]:
+    """z with the multiplier zero wherever a constraint is not active."""
+    at = conditions.split(z)
+    return conditions.join(
+        Multipliers(
+            at.y,
+            at.eq,
+            jnp.where(active.ineq, at.ineq, 0),
+            jnp.where(active.fixed, at.bounds, 0),
+        )
+    )
+
+
+def estimated_multipliers(
+    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments
+) -> Multipliers:
+    """The multipliers that leave the smallest gradient of the Lagrangian at ``y``, for solvers
+    that return a point alone: least squares over the constraints that are nearly active, from
+    which those of the wrong sign are left out."""
+    n, (p, m) = y.size, conditions.rows
+    jacobian = jacobian_of_constraints(conditions, y, args)
+    gradient = jax.grad(conditions.objective)(y, args)
+    nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
+    margins = _margins(conditions, nothing, args, jacobian)
+    near = margins.slack <= float(jnp.finfo(y.dtype).eps) ** 0.25
+    rows = [jacobian]
+    if conditions.bounded:
+        rows += [-jnp.eye(n, dtype=y.dtype), jnp.eye(n, dtype=y.dtype)]
+    columns = jnp.concatenate(rows).T
+    held = jnp.concatenate([jnp.ones(p, bool), near])
+
+    def fit(_, state):
+        held, _ = state
+        found = jnp.linalg.lstsq(columns * held[None, :], -gradient)[0]
+        signed = jnp.concatenate([jnp.zeros(p, y.dtype), found[p:]])
+        return held & (signed >= 0), jnp.where(held & (signed >= 0), found, 0)
+
+    _, found = jax.lax.fori_loop(0, 3, fit, (held, jnp.zeros(columns.shape[1], y.dtype)))
+    bounds = jnp.zeros_like(y)
+    if conditions.bounded:
+        bounds = found[p + m + n :] - found[p + m : p + m + n]
+    return Multipliers(y, found[:p], found[p : p + m], bounds)

@@ -1,0 +1,232 @@
+"""Dense factorisations: of general square matrices, and of those of the KKT conditions.
+
+Each solves without a branch, so that a batch may mix regular and singular lanes: the expensive
+decomposition that a singular matrix needs runs in a loop of at most one step, which a batch skips
+when no lane needs it (under `vmap` a `cond` would run both branches on every lane).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, lu_solve
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+class GeneralFactors(eqx.Module):
+    """A square matrix by LU; by its pseudo-inverse where it is singular to working precision."""
+
+    matrix: Float[Array, "n n"]  # the LU factors, or the pseudo-inverse
+    permutation: Int[Array, " n"]
+    regular: Bool[Array, ""]
+    rank_deficiency: Int[Array, ""]
+    transposed: bool = eqx.field(static=True, default=False)
+
+    @property
+    def indefinite(self) -> Bool[Array, ""]:
+        """Of a matrix that is not symmetric there is nothing to tell."""
+        return jnp.array(False)
+
+    @property
+    def curvature(self) -> Float[Array, ""]:
+        return jnp.array(jnp.nan, self.matrix.dtype)
+
+    @property
+    def T(self) -> "GeneralFactors":
+        return dataclasses.replace(self, transposed=not self.transposed)
+
+    def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
+        by_lu = lu_solve((self.matrix, self.permutation), b, trans=int(self.transposed))
+        inverse = self.matrix.T if self.transposed else self.matrix
+        return jnp.where(self.regular, by_lu, inverse @ b)
+
+
+def factorise_general(matrix: Float[Array, "n n"]) -> GeneralFactors:
+    """Factors of a square matrix. Singular values up to ``n * eps * s_1`` count as zero."""
+    rounding = matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    lu, permutation = jax.scipy.linalg.lu_factor(matrix)
+    pivots = jnp.abs(jnp.diagonal(lu))
+    regular = jnp.min(pivots) > 10 * rounding * jnp.max(pivots)
+    finite = jnp.all(jnp.isfinite(matrix))
+
+    def pseudo_inverse(zero):
+        u, s, vt = jnp.linalg.svd(matrix + zero)
+        null = s <= rounding * s[0]
+        inverse = jnp.where(null, 0, 1 / jnp.where(null, 1, s))
+        return (vt.T * inverse[None, :]) @ u.T, jnp.sum(null).astype(jnp.int32)
+
+    found = _if_needed(
+        ~regular & finite, pseudo_inverse, (lu, jnp.array(0, jnp.int32)), matrix.dtype
+    )
+    return GeneralFactors(found[0], permutation, regular, found[1])
+
+
+class KKTMatrices(eqx.Module):
+    """The parts of the matrix of the KKT conditions, n unknowns and r rows of constraints."""
+
+    hessian: Float[Array, "n n"]  # of the Lagrangian
+    jacobian: Float[Array, "r n"]  # of equalities and inequalities
+    active: Bool[Array, " r"]
+    fixed: Bool[Array, " n"]  # variables held at a bound
+    bounded: bool = eqx.field(static=True)
+
+
+class KKTFactors(eqx.Module):
+    """The inverse of the matrix K of the KKT conditions with given active constraints.
+
+    The variables that are held are eliminated, which leaves [[H, A^T], [A, 0]] in the others, A
+    being the active rows. Adding multiples of the constraints to the first equation leaves the
+    solution as it is and H + rho A^T A positive definite, for a rho that is large enough, exactly
+    where H is on the null space of A (Nocedal & Wright, Numerical Optimization, 2006, theorem
+    17.5): then both that and its Schur complement have Cholesky factors. Where that fails, or the
+    active rows depend on each other, eigenvalues, of which those at rounding level count as zero.
+    """
+
+    free: Float[Array, " n"]
+    active: Float[Array, " r"]
+    fixed_rows: Float[Array, "r n"]  # the active rows at the variables that are held
+    hessian: Float[Array, "n n"]  # the whole
+    rows: Float[Array, "r n"]  # the active rows of the free variables, of unit length
+    lengths: Float[Array, " r"]
+    size: Float[Array, ""]  # of the Hessian
+    primal: Float[Array, "n n"]  # Cholesky, lower
+    across: Float[Array, "n r"]  # (H + rho A^T A)^-1 A^T
+    schur: Float[Array, "r r"]  # Cholesky, lower
+    inverse: Float[Array, "nr nr"]  # by eigenvalues, where that is needed
+    regular: Bool[Array, ""]
+    indefinite: Bool[Array, ""]  # on the null space of the active rows
+    curvature: Float[Array, ""]  # there, where it was computed; else NaN
+    rank_deficiency: Int[Array, ""]
+    bounded: bool = eqx.field(static=True)
+
+    def solve(self, b: Float[Array, " k"]) -> Float[Array, " k"]:
+        n, r = self.free.size, self.active.size
+        top, middle, bottom = b[:n], b[n : n + r], b[n + r :]
+        held = (1 - self.free) * bottom if self.bounded else jnp.zeros_like(top)
+        # The equations that are left, with rows of unit length.
+        of_free = self.free * (top - self.hessian @ held)
+        of_rows = self.active * (middle - self.fixed_rows @ held) / self.lengths
+        y, scaled = self._reduced(of_free, of_rows)
+        y = self.free * y + held
+        multipliers = jnp.where(self.active > 0, scaled / self.lengths, -middle)
+        if not self.bounded:
+            return jnp.concatenate([y, multipliers])
+        pull = self.hessian @ y + (self.active * multipliers) @ (
+            self.lengths[:, None] * self.rows + self.fixed_rows
+        )
+        of_bounds = jnp.where(self.free > 0, -bottom, top - pull)
+        return jnp.concatenate([y, multipliers, of_bounds])
+
+    def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
+        n = a.size
+        shifted = cho_solve((self.primal, True), a + self.size * (b @ self.rows))
+        multipliers = cho_solve((self.schur, True), self.rows @ shifted - b)
+        y = shifted - self.across @ multipliers
+        by_eigenvalues = self.inverse @ jnp.concatenate([a, self.size * b])
+        return (
+            jnp.where(self.regular, y, by_eigenvalues[:n]),
+            jnp.where(self.regular, multipliers, self.size * by_eigenvalues[n:]),
+        )
+
+
+def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
+    """Factors of K, its rank and whether the Hessian is indefinite on the feasible directions."""
+    dtype = parts.hessian.dtype
+    (r, n), eps = parts.jacobian.shape, float(jnp.finfo(dtype).eps)
+    free = 1 - parts.fixed.astype(dtype)
+    active = parts.active.astype(dtype)
+    projected = free[:, None] * parts.hessian * free[None, :]
+    largest = jnp.max(jnp.abs(projected))
+    size = jnp.where(largest > 0, largest, 1)
+    rows = active[:, None] * parts.jacobian
+    lengths = jnp.linalg.norm(rows * free[None, :], axis=1)
+    # A row without any free variable constrains nothing that is left.
+    constraining = lengths > 10 * n * eps * jnp.linalg.norm(rows, axis=1)
+    lengths = jnp.where(constraining, lengths, 1)
+    unit = jnp.where(constraining[:, None], rows * free[None, :] / lengths[:, None], 0)
+
+    held = size * jnp.diag(1 - free)
+    primal = jnp.linalg.cholesky(projected + held + size * unit.T @ unit)
+    across = cho_solve((primal, True), unit.T)
+    schur = jnp.linalg.cholesky(unit @ across + jnp.diag(1 - active) / size)
+    regular = _safe(primal, eps) & _safe(schur, eps)
+    finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
+
+    def by_eigenvalues(zero):
+        coupling = size * unit
+        whole = jnp.block(
+            [[projected + held, coupling.T], [coupling, -size * jnp.diag(1 - active)]]
+        )
+        values, vectors = jnp.linalg.eigh(whole + zero)
+        clip = (n + r) * eps * jnp.max(jnp.abs(values))
+        null = jnp.abs(values) <= clip
+        inverse = (
+            vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]
+        ) @ vectors.T
+        return inverse, _curvature(projected, held, unit, size), jnp.sum(null).astype(jnp.int32)
+
+    blank = jnp.zeros((n + r, n + r), dtype), jnp.array(jnp.nan, dtype), jnp.array(0, jnp.int32)
+    inverse, curvature, null = _if_needed(~regular & finite, by_eigenvalues, blank, dtype)
+    return KKTFactors(
+        free=free,
+        active=active,
+        fixed_rows=rows * (1 - free)[None, :],
+        hessian=parts.hessian,
+        rows=unit,
+        lengths=lengths,
+        size=size,
+        primal=primal,
+        across=across,
+        schur=schur,
+        inverse=inverse,
+        regular=regular,
+        indefinite=curvature < -10 * n * eps * size,
+        curvature=curvature,
+        rank_deficiency=null,
+        bounded=parts.bounded,
+    )
+
+
+def _curvature(
+    hessian: Float[Array, "n n"], held: Float[Array, "n n"], rows: Float[Array, "r n"], size: Array
+) -> Array:
+    """The smallest eigenvalue of the Hessian on the null space of the rows, of variables not held;
+    inf where that holds nothing but zero."""
+    n = hessian.shape[0]
+    normal = held / size
+    if rows.shape[0] > 0:
+        _, s, vt = jnp.linalg.svd(rows, full_matrices=False)
+        kept = s > max(rows.shape) * float(jnp.finfo(rows.dtype).eps) * s[0]
+        normal = normal + (vt.T * kept[None, :]) @ vt
+    tangent = jnp.eye(n, dtype=hessian.dtype) - normal
+    # The normal directions are moved above all eigenvalues.
+    above = 2 * n * size
+    smallest = jnp.linalg.eigvalsh(tangent @ hessian @ tangent + above * normal)[0]
+    return jnp.where(smallest > n * size, jnp.inf, smallest)
+
+
+def _safe(cholesky: Float[Array, "n n"], eps: float) -> Bool[Array, ""]:
+    """Whether every pivot is beyond rounding. (An empty matrix is safe; NaN is not.)"""
+    if cholesky.shape[0] == 0:
+        return jnp.array(True)
+    pivots = jnp.diagonal(cholesky) ** 2
+    return jnp.min(pivots) > 10 * cholesky.shape[0] * eps * jnp.max(pivots)
+
+
+def _if_needed(
+    needed: Bool[Array, ""], compute: Callable[[Array], PyTree], otherwise: PyTree, dtype
+) -> PyTree:
+    """``compute(0)`` where ``needed``, in a loop of at most one step.
+
+    The zero has to be added to what the computation starts from: it keeps XLA from moving it, the
+    same in every pass, out of the loop and so running it always.
+    """
+
+    def step(carry):
+        count, _ = carry
+        return count + 1, compute(count)
+
+    start = jnp.zeros((), dtype), otherwise
+    return jax.lax.while_loop(lambda carry: needed & (carry[0] < 1), step, start)[1]

@@ -1,0 +1,156 @@
+"""Newton's method at the end of a solve: it squares the error of a point that is nearly right.
+
+The backward pass needs the factorisation anyway, and the length of the step that is not taken any
+more estimates the distance to the solution.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from .linear_solve import (
+    Spectrum,
+    Structure,
+    apply_factors,
+    kept_factors,
+    spectrum_at,
+    start_state,
+    unknown_spectrum,
+)
+from .optimality import Active, Conditions, probe
+from .program import Arguments
+
+FACTORISATIONS = 4
+CHORD_STEPS = 8
+FAST = 0.1  # a factorisation is used as long as each step is this much shorter than the last
+
+
+class Polished(eqx.Module):
+    """A point after Newton's method, with all that its factorisation tells."""
+
+    z: Float[Array, " k"]
+    residual: Float[Array, " k"]
+    step: Float[Array, " k"]  # the next Newton step: an estimate of z* - z
+    response: Float[Array, " k"]  # K v, v = probe(z): the scale of the residual
+    spectrum: Spectrum
+    factors: Any  # arrays that the backward pass uses again, or None
+
+
+class Newton(eqx.Module):
+    """What Newton's method is applied to, and how its linear systems are solved."""
+
+    conditions: Conditions
+    args: Arguments
+    linear_solver: lx.AbstractLinearSolver
+    structure: Callable[[Float[Array, " k"], Any], Structure]
+    """What is known of K at a point, with given active constraints."""
+
+    def polish(
+        self,
+        z: Float[Array, " k"],
+        active: Active | None = None,
+        allowed: Bool[Array, ""] | bool = True,
+    ) -> Polished:
+        """Newton's method from ``z`` with few factorisations, each used for several steps.
+
+        A step is kept only if the next one is less than half as long (the natural monotonicity
+        test of Deuflhard, Newton Methods for Nonlinear Problems, 2011, section 2.1, which does not
+        depend on the scaling of the residual), so the point is never thrown away. Where the
+        Hessian has a negative eigenvalue no step is taken: Newton's method would be drawn to a
+        saddle point; nor where it is not ``allowed``.
+        """
+
+        def newton(carry: _State) -> _State:
+            z = carry.point.z
+            operator, state, spectrum = self._factorise(z, active)
+
+            def residual_and_step(z):
+                residual = self.conditions.residual(z, self.args, active)
+                return residual, -apply_factors(self.linear_solver, state, residual)
+
+            chord = _chord_steps(z, residual_and_step, allowed & ~spectrum.indefinite)
+            point = Polished(
+                z=chord.z,
+                residual=chord.residual,
+                step=chord.step,
+                response=operator.mv(probe(z)),
+                spectrum=spectrum,
+                factors=kept_factors(self.linear_solver, state),
+            )
+            return _State(point, carry.count + 1, (chord.count > 0) & ~chord.finished)
+
+        start = _State(self.blank(z, active), jnp.array(0), jnp.array(True))
+        end = jax.lax.while_loop(
+            lambda state: state.goes_on & (state.count < FACTORISATIONS), newton, start
+        )
+        return end.point
+
+    def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
+        """The point that the loops begin with: of the right structure, and empty but for z."""
+
+        def factors():
+            return kept_factors(self.linear_solver, self._factorise(z, active)[1])
+
+        shapes = jax.eval_shape(factors)
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zeros = jnp.zeros_like(z)
+        return Polished(z, zeros, zeros, zeros, unknown_spectrum(z.dtype), empty)
+
+    def _factorise(self, z, active) -> tuple[lx.AbstractLinearOperator, Any, Spectrum]:
+        operator = lx.linearise(self.conditions.jacobian(z, self.args, active))
+        structure = self.structure(z, active)
+        state = start_state(self.linear_solver, operator, structure)
+        return operator, state, spectrum_at(self.linear_solver, operator, state, structure)
+
+
+class _State(eqx.Module):
+    point: Polished
+    count: Int[Array, ""]
+    goes_on: Bool[Array, ""]
+
+
+class _Chord(eqx.Module):
+    z: Float[Array, " k"]
+    residual: Float[Array, " k"]
+    step: Float[Array, " k"]
+    count: Int[Array, ""]
+    ratio: Scalar  # the last two steps' lengths
+    finished: Bool[Array, ""]  # as near as rounding allows
+
+
+def _chord_steps(z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array, ""]) -> _Chord:
+    """Newton steps with one factorisation, while they shrink fast; ``evaluate(z)`` returns the
+    residual and the Newton step at z."""
+    floor = 8 * jnp.finfo(z.dtype).eps
+
+    def advance(here: _Chord) -> _Chord:
+        z = here.z + here.step
+        residual, step = evaluate(z)
+        ratio = _norm(step) / _norm(here.step)
+        accepted = ratio < 0.5  # False where it is NaN
+        # Short steps that shrank fast and then no longer do have reached the level of rounding;
+        # longer ones, the limits of this factorisation.
+        size = jnp.maximum(1, _norm(z))
+        tiny = _norm(step) <= floor * size
+        short = _norm(here.step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * size
+        finished = jnp.where(accepted, tiny, short & (here.ratio < FAST))
+        there = _Chord(z, residual, step, here.count + 1, ratio, finished)
+        kept = _Chord(here.z, here.residual, here.step, here.count, jnp.ones_like(ratio), finished)
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there, kept)
+
+    def goes_on(here: _Chord):
+        return allowed & ~here.finished & (here.ratio < FAST) & (here.count < CHORD_STEPS)
+
+    residual, step = evaluate(z)
+    tiny = _norm(step) <= floor * jnp.maximum(1, _norm(z))
+    start = _Chord(z, residual, step, jnp.array(0), jnp.zeros((), z.dtype), tiny)
+    return jax.lax.while_loop(goes_on, advance, start)
+
+
+def _norm(x: Array) -> Scalar:
+    return jnp.linalg.norm(x)

@@ -1,0 +1,190 @@
+"""The implicit function theorem as derivative rules: the only room with `jax.custom_vjp` and
+`custom_jvp`, at its end."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, Scalar
+
+from .forward import Found, Method, find
+from .implicit import root_jvp, root_vjp
+from .linear_solve import state_from_factors
+from .optimality import Conditions
+from .problem import Equations, Problem
+from .program import Arguments
+from .report import Policed, Report, Status, failure_offset
+
+
+class Setting(eqx.Module):
+    """All of a call that is not an array. Hashable, so that a jitted solve is traced once."""
+
+    conditions: Conditions
+    method: Method
+    on_failure: str = eqx.field(static=True)
+    forward_mode: bool = eqx.field(static=True)
+
+
+def _policy(setting: Setting, report: Report, status: Array) -> Scalar:
+    """What is added to a result under the failure policy."""
+    return failure_offset(
+        setting.on_failure, setting.method.tol, status, report.steps, report.residual
+    )
+
+
+def find_solution(setting: Setting, problem: Problem | Equations) -> Found:
+    """Solves forward, outside of all differentiation, and applies the failure policy."""
+    found = _find_jitted(setting, jax.lax.stop_gradient(problem))
+    offset = _policy(setting, found.report, found.report.status)
+    return eqx.tree_at(lambda f: f.z, found, found.z + offset.astype(found.z.dtype))
+
+
+@eqx.filter_jit
+def _find_jitted(setting: Setting, problem: Problem | Equations) -> Found:
+    return find(problem, setting.conditions, setting.method)
+
+
+def solution_point(setting: Setting, found: Found, args: Arguments) -> Float[Array, " k"]:
+    """The point that was found, as a function of the arguments that has a derivative."""
+    if setting.forward_mode:
+        return _forward_root(setting, found, *split(args))
+    try:
+        return _implicit_root(setting, found, *split(args))
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "argmin is differentiated in forward mode (jvp, jacfwd, linearize, hessian), which "
+            "needs forward_mode=True; found forward_mode=False, which allows reverse mode only."
+        ) from error
+
+
+def split(args: Arguments) -> tuple[Arguments, Arguments]:
+    """The floating arguments, which get cotangents, and the others, which do not."""
+    return eqx.partition(args, eqx.is_inexact_array)
+
+
+def _linearised(
+    setting: Setting, found: Found, z: Float[Array, " k"], floating, other
+) -> tuple[Callable, lx.AbstractLinearOperator, Any]:
+    """What `root_vjp` and `root_jvp` ask for: F, K at z, and the linear solver's state."""
+    conditions, active = setting.conditions, found.active
+
+    def residual(z, floating):
+        return conditions.residual(z, eqx.combine(floating, other), active)
+
+    args = eqx.combine(floating, other)
+    operator = conditions.jacobian(z, args, active)
+    fixed = lx.linearise(conditions.jacobian(*jax.lax.stop_gradient((z, args, active))))
+    state = state_from_factors(setting.method.linear_solver, fixed, found.factors)
+    return residual, operator, state
+
+
+def optimal_value(setting: Setting, found: Found, args: Arguments) -> Scalar:
+    """The objective at the solution, as a function of the arguments that has a derivative."""
+    rule = _forward_optimal_value if setting.forward_mode else _optimal_value
+    return rule(setting, found, *split(args))
+
+
+# The rules. Each calls the differentiable function itself for z, so that it can be differentiated
+# again: z is then a function of ``floating``, which `found.z` is not.
+
+
+def _root_primal(setting, found, floating, other):
+    return found.z
+
+
+def _root_fwd(setting, found, floating, other):
+    z = _implicit_root(setting, found, floating, other)
+    return z, (z, found, floating, other)
+
+
+def _root_bwd(setting, saved, z_bar):
+    z, found, floating, other = saved
+    found = jax.lax.stop_gradient(found)
+    floating_bar, solved = _pull_back_jitted(setting, found, z, floating, other, z_bar)
+    # The forward failure once more: a gradient that does not depend on z (of a linear objective,
+    # say) would otherwise be computed without the forward pass, and so without its check.
+    status = jnp.where(solved, Status.CONVERGED, Status.LINEAR_SOLVE_FAILED).astype(jnp.int32)
+    if setting.on_failure in ("raise", "nan"):
+        status = jnp.maximum(status, found.report.status)
+    offset = _policy(setting, found.report, status)
+    return None, jax.tree.map(lambda bar: bar + offset.astype(bar.dtype), floating_bar), None
+
+
+@eqx.filter_jit
+def _pull_back_jitted(setting: Setting, found: Found, z, floating, other, z_bar):
+    residual, operator, state = _linearised(setting, found, z, floating, other)
+    solver = setting.method.linear_solver
+    if not setting.conditions.symmetric:
+        operator = operator.T
+        state = None if state is None else solver.transpose(state, {})[0]
+    floating_bar, result = root_vjp(residual, z, floating, z_bar, operator, solver, state)
+    return floating_bar, result == lx.RESULTS.successful
+
+
+def _root_jvp(setting, primals, tangents):
+    found, floating, other = primals
+    _, floating_dot, _ = tangents
+    z = _forward_root(setting, found, floating, other)
+    found = jax.lax.stop_gradient(found)
+    return z, _push_forward_jitted(setting, found, z, floating, other, floating_dot)
+
+
+@eqx.filter_jit
+def _push_forward_jitted(setting: Setting, found: Found, z, floating, other, floating_dot):
+    residual, operator, state = _linearised(setting, found, z, floating, other)
+    method = setting.method
+    solver = Policed(method.linear_solver, setting.on_failure, method.tol, found.report)
+    z_dot, _ = root_jvp(residual, z, floating, floating_dot, operator, solver, state)
+    return z_dot
+
+
+# The optimal value: dv/dtheta = dL/dtheta at z*, since the path through z* carries the factor
+# dL/dz = 0 (envelope theorem). No linear solve; second derivatives of the value pass through z.
+
+
+def _value_primal(setting, found, floating, other):
+    conditions, args = setting.conditions, eqx.combine(floating, other)
+    return conditions.objective(conditions.primal(found.z), args)
+
+
+def _value_fwd(setting, found, floating, other):
+    return _optimal_value(setting, found, floating, other), (found, floating, other)
+
+
+def _value_bwd(setting, saved, value_bar):
+    found, floating, other = saved
+    z = _implicit_root(setting, found, floating, other)
+    _, pull_back = jax.vjp(
+        lambda floating: setting.conditions.value(z, eqx.combine(floating, other)), floating
+    )
+    return None, *pull_back(value_bar), None
+
+
+def _value_jvp(setting, primals, tangents):
+    found, floating, other = primals
+    _, floating_dot, _ = tangents
+    z = _forward_root(setting, found, floating, other)
+    _, value_dot = jax.jvp(
+        lambda floating: setting.conditions.value(z, eqx.combine(floating, other)),
+        (floating,),
+        (floating_dot,),
+    )
+    return _forward_optimal_value(setting, *primals), value_dot
+
+
+_implicit_root = jax.custom_vjp(_root_primal, nondiff_argnums=(0,))
+_implicit_root.defvjp(_root_fwd, _root_bwd)
+
+_optimal_value = jax.custom_vjp(_value_primal, nondiff_argnums=(0,))
+_optimal_value.defvjp(_value_fwd, _value_bwd)
+
+_forward_root = jax.custom_jvp(_root_primal, nondiff_argnums=(0,))
+_forward_root.defjvp(_root_jvp)
+
+_forward_optimal_value = jax.custom_jvp(_value_primal, nondiff_argnums=(0,))
+_forward_optimal_value.defjvp(_value_jvp)
