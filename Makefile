@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: help train test compare conformance peers scaling lint format clean
+.PHONY: help train test compare conformance memory peers scaling lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -18,6 +18,9 @@ test: $(STAMP) ## run the whole suite
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+memory: $(STAMP) ## the memory of a gradient through a million unknowns
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
 	$(BIN)/python -m benchmarks.conformance $(ARGS)

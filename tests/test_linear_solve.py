@@ -170,16 +170,13 @@ def test_conjugate_gradients_beyond_the_dense_limit_solve_without_the_matrix():
     x, result, _ = products.compute(state, jnp.asarray(b), {})
     assert_close(x, jnp.linalg.solve(matrix, b), 1e-9)
     assert result == lx.RESULTS.successful
-    assert not products.spectrum(state).known
-    assert (
-        Auto(dense_limit=30)
-        .spectrum(
-            Auto(dense_limit=30).init(
-                lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag), {}
-            )
-        )
-        .known
-    )
+    spectrum = products.spectrum(state)
+    assert int(spectrum.rank_deficiency) == -1
+    # Ritz values lie within the spectrum, from 1 to 100; sixteen steps bring the least near 1.
+    assert 1 - 1e-9 <= spectrum.curvature < 2
+    formed = Auto(dense_limit=30)
+    by_factors = formed.init(lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag), {})
+    assert int(formed.spectrum(by_factors).rank_deficiency) == 0
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -231,7 +228,6 @@ def test_spectrum_tells_rank_and_sign(case, solver):
         rank_deficiency,
         indefinite,
     )
-    assert bool(spectrum.known)
 
 
 def test_default_clip_of_svd_shows_in_the_rank():

@@ -17,9 +17,15 @@ from argmin_jax.report import (
 FAILURES = [status for status in Status if status is not Status.CONVERGED]
 
 
-def report_of(status, steps=12, stationarity=3.21e-3, solution_error=4.5e-2, rank_deficiency=1):
-    fields = status, steps, stationarity, solution_error, rank_deficiency
-    return Report(*(jnp.asarray(field) for field in fields))
+def report_of(status, **numbers):
+    """A report of the numbers given; the others are those below."""
+    fields = {
+        "steps": 12, "stationarity": 3.21e-3, "infeasibility": 0.0, "complementarity": 0.0,
+        "solution_error": 4.5e-2, "gradient_error": 6.7e-1, "curvature": 8.9, "rank_deficiency": 1,
+        "weakly_active": 0,
+    }  # fmt: skip
+    fields |= numbers
+    return Report(jnp.asarray(status), **{k: jnp.asarray(v) for k, v in fields.items()})
 
 
 @pytest.mark.parametrize("status", Status)
@@ -27,13 +33,39 @@ def test_report_reads_as_status_meaning_numbers_and_remedy(status):
     meaning, remedy = EXPLANATIONS[status]
     lines = str(report_of(status)).splitlines()
     assert lines[0] == f"{status.name}: {meaning}"
-    assert [line.split() for line in lines[1:5]] == [
+    assert [line.split() for line in lines[1:7]] == [
         ["steps", "12"],
         ["stationarity", "3.2e-03"],
         ["solution_error", "4.5e-02"],
+        ["gradient_error", "6.7e-01"],
+        ["curvature", "8.9e+00"],
         ["rank_deficiency", "1"],
     ]
-    assert lines[5:] == ([f"  {remedy}"] if remedy else [])
+    assert lines[7:] == ([f"  {remedy}"] if remedy else [])
+
+
+def test_report_shows_what_concerns_constraints_where_there_is_something_to_show():
+    text = str(report_of(Status.CONVERGED, infeasibility=1e-9, weakly_active=2))
+    assert "  infeasibility    1.0e-09" in text
+    assert "  weakly_active    2" in text
+    assert "complementarity" not in text
+
+
+def test_report_says_what_is_not_known():
+    unknown = {"steps": -1, "rank_deficiency": -1, "curvature": jnp.nan}
+    text = str(report_of(Status.CONVERGED, **unknown))
+    for name in unknown:
+        assert [name, "not", "known"] in [line.split() for line in text.splitlines()]
+
+
+def test_summary_is_one_line_of_status_and_numbers():
+    assert report_of(Status.STALLED).summary() == (
+        "STALLED: steps 12, stationarity 3.2e-03, solution_error 4.5e-02, gradient_error 6.7e-01, "
+        "curvature 8.9e+00, rank_deficiency 1"
+    )
+    lanes = report_of([0, 1], stationarity=[0.1, 0.2]).summary()
+    assert lanes.startswith("2 lanes: 1 CONVERGED, 1 MAX_STEPS, most steps 12")
+    assert "\n" not in lanes
 
 
 def test_report_of_lanes_counts_each_status_and_gives_the_worst_numbers():
@@ -42,18 +74,19 @@ def test_report_of_lanes_counts_each_status_and_gives_the_worst_numbers():
         steps=[[3, 50], [4, 2]],
         stationarity=[[1e-12, 2e-3], [1e-10, np.nan]],
         solution_error=[[1e-9, 0.25], [0.0, np.nan]],
+        gradient_error=[[1e-9, 0.5], [1e-16, np.nan]],
         rank_deficiency=[[0, 2], [1, 0]],
     )
     assert str(report) == (
         "4 lanes: 2 CONVERGED, 1 MAX_STEPS, 1 NOT_FINITE\n"
-        "  most steps 50, largest stationarity 2.0e-03, largest solution_error 2.5e-01, "
-        "largest rank_deficiency 2"
+        "  most steps 50, largest residual 2.0e-03, largest solution_error 2.5e-01,\n"
+        "  largest gradient_error 5.0e-01, largest rank_deficiency 2"
     )
 
 
 def test_report_of_lanes_that_all_failed_can_be_read():
     nan = jnp.full(2, jnp.nan)
-    report = report_of([Status.NOT_FINITE] * 2, [0, 0], nan, nan, [-1, -1])
+    report = report_of([Status.NOT_FINITE] * 2, stationarity=nan, solution_error=nan)
     assert str(report).startswith("2 lanes: 2 NOT_FINITE\n")
 
 
