@@ -103,10 +103,11 @@ def section(results: dict[str, Any]) -> str:
             lines.append([f"{name}, {setting}", *("-" if e is None else f"{e:.2f}" for e in found)])
     columns = ["size", "setting", "forward + backward ms", "memory MB", "copies of y", "compile s"]
     parts = [
+        "![Time and memory by unknowns and by lanes](images/scaling.png)",
         "Exponents, fitted from "
         + " and ".join(f"{least:,} {axis}" for axis, least in FITTED_FROM.items())
         + " on:\n\n"
-        + markdown_table(header, lines, 1)
+        + markdown_table(header, lines, 1),
     ]
     for axis in FITTED_FROM:
         cells = [

@@ -1,6 +1,5 @@
 """The comparison with peers measures what it says, knows what is right, and shows what is wrong."""
 
-import json
 import sys
 from functools import partial
 
@@ -180,4 +179,3 @@ def test_the_pages_are_what_the_committed_results_give():
     for page in pages.PAGES:
         text = page.read_text("utf-8")
         assert pages.fill(text, found) == text
-    assert json.loads((pages.RESULTS / "peers.json").read_text("utf-8"))["families"]
