@@ -16,7 +16,8 @@ from argmin_jax import ArgminError
 from data.segments import SCALINGS, SPLITS
 
 from .checkpoints import CorruptCheckpointError
-from .run import DTYPES, Config, UserError, run
+from .output import UserError
+from .run import DTYPES, Config, run
 
 RUNS = Path("runs")
 
