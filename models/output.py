@@ -23,6 +23,10 @@ class UserError(ValueError):
     """Something that the person at the command line can put right; its text says how."""
 
 
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def require(condition: bool, name: str, wanted: str, found: object) -> None:
     """Refuses the value of an option; ``name`` is that of the configuration's field."""
     if not condition:
