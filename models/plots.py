@@ -111,7 +111,7 @@ def portfolio_figure(
                 fontsize=9, annotation_clip=False,
             )  # fmt: skip
     bottom.set_ylim(0, 100)
-    _titled(bottom, f"Weights, {labels[shown]}", "percent")
+    _titled(bottom, f"Weights of the portfolio {labels[shown]}", "percent")
     bottom.set_xlim(dates[0], dates[-1])
     return figure
 

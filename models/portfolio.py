@@ -1,9 +1,9 @@
-"""A learned portfolio from the command line: ``python -m models.portfolio``; ``--help`` explains."""
+"""The command line of the learned portfolio: ``python -m models.portfolio``; see ``--help``."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from .train import choose_output
 RUNS = Path("runs/portfolio")
 LEARNED, TWO_STAGE, EQUAL = "learned", "two_stage", "equal"
 LABELS = {
-    LEARNED: "learned through the argmin",
-    TWO_STAGE: "forecast, then optimise",
+    LEARNED: "learned by argmin",
+    TWO_STAGE: "forecast first",
     EQUAL: "equal weights",
 }
 
@@ -41,7 +41,7 @@ what it does:
 
 examples:
   python -m models.portfolio
-      four of the bundled stocks, 2004 to 2013, about a minute
+      four of the bundled stocks, 2004 to 2013, one or two minutes
   python -m models.portfolio --names AAPL IBM MSFT
       without GOOG the prices go back to 2000
   python -m models.portfolio --cost 0 --seed 1
@@ -219,31 +219,34 @@ def _table(results: Results) -> Table:
         title=f"{periods} portfolios from {results.dates[0]:%Y-%m-%d} to "
         f"{results.dates[-1]:%Y-%m-%d}, none learned from, net of costs",
         caption=f"By the year. In brackets what {level} of resampled histories give (blocks of "
-        f"{backtest.BLOCK} periods). Utility: mean net return less the price of its square; gain: "
-        "utility less that of equal weights. Turnover: all that is bought and sold. Of "
-        f"{results.lanes} solves in training {results.failed_lanes} failed and were left out; "
-        "unsolved: portfolios left as they were.",
+        f"{backtest.BLOCK} periods). Utility: mean net return less the price of its square; "
+        "gain: utility less that of equal weights. Turnover: all that is bought and sold, in wealths. Unsolved: portfolios left as they "
+        f"were. Of {results.lanes} solves in training {results.failed_lanes} failed and were left "
+        "out.",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for name in ("return", "volatility", "Sharpe", "utility", "gain", "turnover", "drawdown"):
-        table.add_column(name, justify="right")
-    table.add_column("unsolved", justify="right")
-    for name, it in results.performances.items():
-        low, high = it.sharpe_interval
-        worst, best = it.gain_interval
-        table.add_row(
-            LABELS[name],
-            f"{it.annual_return:.1%}",
-            f"{it.volatility:.1%}",
-            f"{it.sharpe:.2f} [dim]({low:.2f} to {high:.2f})[/]",
-            f"{it.utility:+.1%}",
-            "" if name == EQUAL else f"{it.gain:+.1%} [dim]({worst:+.1%} to {best:+.1%})[/]",
-            f"{it.turnover:.1f}",
-            f"{it.drawdown:.0%}",
-            str(it.failed),
-        )
+    for name in results.performances:
+        table.add_column(LABELS[name], justify="right")
+    found = results.performances.values()
+
+    def row(label: str, show: Callable[[backtest.Performance], str]) -> None:
+        table.add_row(label, *[show(it) for it in found])
+
+    def between(interval: tuple[float, float], form: str) -> str:
+        return f"({interval[0]:{form}} to {interval[1]:{form}})"
+
+    row("return", lambda it: f"{it.annual_return:.1%}")
+    row("volatility", lambda it: f"{it.volatility:.1%}")
+    row("Sharpe ratio", lambda it: f"{it.sharpe:.2f}")
+    row("", lambda it: between(it.sharpe_interval, ".2f"))
+    row("utility", lambda it: f"{it.utility:+.1%}")
+    row("gain over equal weights", lambda it: f"{it.gain:+.1%}")
+    row("", lambda it: between(it.gain_interval, "+.1%"))
+    row("turnover", lambda it: f"{it.turnover:.1f}")
+    row("worst drawdown", lambda it: f"{it.drawdown:.1%}")
+    row("unsolved", lambda it: str(it.failed))
     return table
 
 
