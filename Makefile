@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test compare conformance lint format clean
+.PHONY: help train test compare conformance memory lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -17,6 +17,9 @@ test: $(STAMP) ## run the whole suite
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+memory: $(STAMP) ## the memory of a gradient through a million unknowns
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
 	$(BIN)/python -m benchmarks.conformance $(ARGS)

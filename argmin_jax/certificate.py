@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .linear_solve import apply_factors, apply_kept_factors, state_from_factors
-from .optimality import Active, Conditions, probe
+from .optimality import Active, probe
 from .polish import Newton, Polished
 
 POWER_STEPS = 6

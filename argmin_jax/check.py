@@ -16,11 +16,22 @@ from .report import Status
 
 DIRECTIONS = 2
 LARGEST_STEP = 0.05  # relative to the size of a leaf
-HALVINGS = {"float64": 14, "float32": 9}
-# The relative difference that is called right. Differences of float32 solutions have few digits.
-TOLERANCES = {"float64": 1e-5, "float32": 1e-2}
 MARGIN = 10.0  # a difference this much larger than the uncertainty of the differences is no noise
 RIGHT, WRONG, UNKNOWN = "right", "WRONG", "cannot tell"
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """What the coarsest of the dtypes involved allows."""
+
+    eps: float
+    halvings: int  # of the largest step
+    tolerance: float  # the relative difference that is called right
+
+
+def _precision(*arrays: jax.Array) -> _Precision:
+    eps = max(float(jnp.finfo(array.dtype).eps) for array in arrays)
+    return _Precision(eps, 14, 1e-5) if eps < 1e-10 else _Precision(eps, 9, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -113,12 +124,12 @@ def check_gradients(
         return sum(jax.tree.leaves(products)), found
 
     # One program for the gradient and for all differences.
-    quiet = options | {"on_failure": "nan"}
+    quiet: dict[str, Any] = {**options, "on_failure": "nan"}
     evaluate = jax.jit(jax.value_and_grad(functional, has_aux=True))
     (_, solution), gradient = evaluate(floating, y0)
     if solution.report.status != Status.CONVERGED:
         solve(objective, y0, *params, **options)  # raises or warns, as it was asked to
-    structure, dtype = jax.tree.structure(floating), jnp.result_type(*jax.tree.leaves(y0)).name
+    structure = jax.tree.structure(floating)
     scale = _norm(weights) * _norm(solution.y)
 
     def moved(index, direction, step) -> tuple[float, float]:
@@ -130,12 +141,12 @@ def check_gradients(
 
     rows = []
     for index, (path, leaf) in enumerate(leaves):
-        checks = []
+        checks, precision = [], _precision(leaf, *jax.tree.leaves(y0))
         for _ in range(DIRECTIONS):
             direction = _normal(rng, leaf) * _size(leaf)
             slope = float(jnp.sum(jax.tree.leaves(gradient)[index] * direction))
-            found = _differences(partial(moved, index, direction), dtype, scale)
-            checks.append(_verdict("params" + jax.tree_util.keystr(path), slope, found, dtype))
+            found = _differences(partial(moved, index, direction), precision, scale)
+            checks.append(_verdict("params" + jax.tree_util.keystr(path), slope, found, precision))
         rows.append(max(checks, key=_severity))
     return GradientCheck(tuple(rows))
 
@@ -156,7 +167,7 @@ class _Differences:
     scale: float
 
 
-def _differences(value: Callable, dtype: str, scale: float) -> _Differences | None:
+def _differences(value: Callable, precision: _Precision, scale: float) -> _Differences | None:
     """The extrapolated difference whose estimated error is least; None where nothing is solved.
 
     Central differences at h and h/2 give (4 D(h/2) - D(h)) / 3, of fourth order (Richardson; see
@@ -165,8 +176,7 @@ def _differences(value: Callable, dtype: str, scale: float) -> _Differences | No
     step.
     """
     centre, _ = value(0.0)
-    eps = float(np.finfo(dtype).eps)
-    steps = LARGEST_STEP * 0.5 ** np.arange(HALVINGS[dtype])
+    steps = LARGEST_STEP * 0.5 ** np.arange(precision.halvings)
     sides = [(value(h), value(-h)) for h in steps]
     forward = np.array(
         [(plus - centre) / h for h, ((plus, _), _) in zip(steps, sides, strict=True)]
@@ -175,8 +185,10 @@ def _differences(value: Callable, dtype: str, scale: float) -> _Differences | No
         [(centre - minus) / h for h, (_, (minus, _)) in zip(steps, sides, strict=True)]
     )
     errors = np.array([max(plus, minus) for (_, plus), (_, minus) in sides])
-    noise = (errors + 4 * eps * max(scale, abs(centre))) / steps
     central, bend = (forward + backward) / 2, np.abs(forward - backward)
+    # The solutions and the moved params are rounded.
+    rounding = 4 * precision.eps * np.maximum(scale, np.abs(central))
+    noise = (errors + rounding) / steps
     extrapolated = (4 * central[1:] - central[:-1]) / 3
     uncertainty = np.abs(extrapolated - central[1:]) + 2 * noise[1:]
     if not np.any(np.isfinite(uncertainty)):
@@ -191,18 +203,20 @@ def _differences(value: Callable, dtype: str, scale: float) -> _Differences | No
     )
 
 
-def _verdict(name: str, slope: float, found: _Differences | None, dtype: str) -> LeafCheck:
+def _verdict(
+    name: str, slope: float, found: _Differences | None, precision: _Precision
+) -> LeafCheck:
     if found is None:
         reason = "the problems beside this one could not be solved"
         return LeafCheck(name, slope, np.nan, np.nan, f"{UNKNOWN}: {reason}")
-    tolerance = TOLERANCES[dtype]
+    tolerance = precision.tolerance
     size, distance = max(abs(slope), abs(found.slope)), abs(slope - found.slope)
     bend, wider_bend = found.bend
     if bend > max(MARGIN * found.noise, tolerance * size) and bend > 0.75 * wider_bend:
         verdict = f"{UNKNOWN}: the solution has a kink here; one-sided derivatives differ"
     elif not np.isfinite(slope) or distance > max(tolerance * size, MARGIN * found.uncertainty):
         verdict = WRONG
-    elif found.uncertainty <= tolerance * size:
+    elif max(distance, found.uncertainty) <= tolerance * size:
         verdict = RIGHT
     elif size <= MARGIN * found.uncertainty and found.uncertainty <= tolerance * found.scale:
         # Both are zero, as far as can be told from values of this size.

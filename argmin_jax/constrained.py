@@ -32,7 +32,7 @@ class Settled(eqx.Module):
     """A polished point, the constraints that are active there, and how well it solves."""
 
     polished: Polished
-    active: Active
+    active: Active | None
     weakly_active: Int[Array, ""]
     violations: Violations
 

@@ -35,7 +35,8 @@ class ArgminLayer(nnx.Module):
         report: `LastReport`, the `argmin_jax.Report` on the last call, failed or not; before
             the first its status is ``Status.NOT_RUN``.
 
-    Works under `nnx.jit` and `nnx.grad`, and inside `jax.jit` with `nnx.split` / `nnx.merge`.
+    Works under `nnx.jit`, `nnx.grad`, `nnx.vmap` (a stack of layers) and `nnx.scan` (carried), and
+    inside `jax.jit` with `nnx.split` / `nnx.merge`; a checkpoint of its state restores it.
     """
 
     def __init__(self, objective: Callable[..., Scalar], y0: PyTree, **options: Any):

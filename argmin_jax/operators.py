@@ -72,8 +72,8 @@ def _first_of(fn: Callable, vector: Float[Array, " n"]) -> Float[Array, " n"]:
     return fn(vector)[0]
 
 
-def _matrix(operator: Linearised) -> Float[Array, "n n"]:
-    unit = jnp.eye(operator.in_size(), dtype=operator.structure.dtype)
+def _matrix(operator: lx.AbstractLinearOperator) -> Float[Array, "n n"]:
+    unit = jnp.eye(operator.in_size(), dtype=operator.in_structure().dtype)
     # The columns of a symmetric matrix are its rows, which saves a transposition.
     return jax.vmap(operator.mv, out_axes=0 if lx.is_symmetric(operator) else 1)(unit)
 

@@ -258,7 +258,7 @@ def _checked_start(start: str, y0: PyTree) -> PyTree:
         if jnp.finfo(dtype).bits < 32:
             raise TypeError(
                 f"{name} is of dtype {dtype}; the linear algebra of the gradient needs float32 "
-                f"or float64. Cast {start} up; functions of it may compute in lower precision inside."
+                f"or float64. Cast {start} up; functions may compute in lower precision inside."
             )
         if not isinstance(leaf, Tracer) and not np.all(np.isfinite(leaf)):
             raise ValueError(f"{name} is not finite: the solve has to start at a finite point.")

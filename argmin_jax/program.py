@@ -7,7 +7,6 @@ once, and a jitted solve with it compiled once.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""The relatives of `argmin`: roots, fixed points, least squares. The same theorem, the same report."""
+"""The relatives of `argmin`, by the same theorem: roots, fixed points, least squares."""
 
 from collections.abc import Callable
 from typing import Any

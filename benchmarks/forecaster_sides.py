@@ -21,6 +21,7 @@ from .pytorch_forecaster import Forecaster, ReferenceArgmin, TunedArgmin
 PYTORCH = {"pytorch_reference": ReferenceArgmin, "pytorch_tuned": TunedArgmin}
 JAX: dict[str, Callable[..., EncoderPredictorDecoder]] = {
     "argmin_jax": EncoderPredictorDecoder,
+    "argmin_jax_newton": partial(EncoderPredictorDecoder, solver=argmin_jax.NewtonCG()),
     "argmin_jax_svd": partial(EncoderPredictorDecoder, linear_solver=argmin_jax.SVD()),
     "closed_form": partial(EncoderPredictorDecoder, predictor="closed_form"),
 }

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import argmin_jax
-from argmin_jax import SVD, ArgminError, Status, argmin, solve
+from argmin_jax import SVD, ArgminError, Auto, Status, argmin, solve
 
 from .problems import (
     assert_close,
@@ -88,12 +87,6 @@ def test_random_convex_quadratics_have_the_gradients_of_a_linear_solve(n, seed, 
 
     # A backward stable solve is right to eps times the condition number, at most 1e-10 here.
     assert_close(jax.grad(loss)(b), jnp.linalg.solve(matrix, cotangent), 1e-9)
-
-
-def test_condition_number_of_1e10_gives_a_right_gradient():
-    matrix, b = random_spd(5, 20, 1e10), jnp.ones(20)
-    gradient = jax.grad(lambda b: jnp.sum(argmin(quadratic, jnp.zeros(20), matrix, b)))(b)
-    assert_close(gradient, jnp.linalg.solve(matrix, jnp.ones(20)), 1e-5)  # eps * 1e10
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
@@ -249,7 +242,7 @@ def test_singular_hessian_gives_the_minimum_norm_gradient():
     def objective(y, t):
         return (y[0] + y[1] - t) ** 2
 
-    for linear_solver in (argmin_jax.Auto(), SVD()):
+    for linear_solver in (Auto(), SVD()):
         solution = solve(objective, jnp.zeros(2), 3.0, linear_solver=linear_solver)
         jacobian = jax.jacrev(
             lambda t, s=linear_solver: argmin(objective, jnp.zeros(2), t, linear_solver=s)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -147,3 +148,52 @@ def test_start_may_be_a_pytree_and_the_graph_is_hashable():
     y = call(argmin_layer, T)
     assert_close(y, {"a": T, "b": jnp.zeros(())}, 1e-10)
     assert_close(argmin_layer.y.get_value(), y, 0.0)
+
+
+# Flax's transformations, and a checkpoint.
+
+
+def test_vmap_over_a_stack_of_layers_keeps_a_warm_start_and_a_report_for_each():
+    starts = jnp.array([[-3.0, 9.0], [0.0, 0.0], [5.0, 5.0]])
+    ts = jnp.stack([T, 2 * T, -T])
+    layers = nnx.vmap(lambda start: ArgminLayer(well, start))(starts)
+    over_layers = nnx.jit(nnx.vmap(lambda layer, t: layer(t)))
+    assert_close(over_layers(layers, ts), ts, 1e-10)
+    assert_close(layers.y.get_value(), ts, 1e-10)
+    cold = layers.report.get_value().steps
+    assert cold.shape == (3,) and (cold > 0).all()
+    assert_close(over_layers(layers, ts), ts, 1e-10)
+    assert (layers.report.get_value().steps == 0).all()
+
+
+def test_scan_carries_the_warm_start_from_step_to_step():
+    argmin_layer = layer()
+    ts = T[None] + jnp.linspace(0, 0.1, 5)[:, None]
+
+    @nnx.jit
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    def walk(argmin_layer, t):
+        y = argmin_layer(t)
+        return argmin_layer, (y, argmin_layer.report.get_value().steps)
+
+    argmin_layer, (ys, steps) = walk(argmin_layer, ts)
+    assert_close(ys, ts, 1e-10)
+    assert_close(argmin_layer.y.get_value(), ts[-1], 1e-10)
+    assert (steps[1:] < steps[0]).all()
+
+
+def test_warm_start_and_report_survive_a_checkpoint(tmp_path):
+    trained = layer()
+    call(trained, T)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "layer", nnx.to_pure_dict(nnx.state(trained)))
+    fresh = layer()
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = nnx.state(fresh)
+        saved = checkpointer.restore(tmp_path / "layer", nnx.to_pure_dict(state))
+    nnx.replace_by_pure_dict(state, saved)
+    nnx.update(fresh, state)
+    assert_close(fresh.y.get_value(), trained.y.get_value(), 0.0)
+    assert_close(fresh.report.get_value(), trained.report.get_value(), 0.0)
+    assert_close(call(fresh, T), T, 1e-10)
+    assert int(fresh.report.get_value().steps) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from argmin_jax import LBFGS, ArgminError, Auto, Jaxopt, Scipy, Status, argmin, solve
+from argmin_jax import LBFGS, ArgminError, Auto, Jaxopt, NewtonCG, Scipy, Status, argmin, solve
 from argmin_jax.solvers import adapt
 
 from .problems import assert_close, central_difference, cube_root, quadratic, random_spd, rosenbrock
@@ -435,3 +435,54 @@ def test_scipy_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ImportError, match="Scipy needs the package scipy"):
         Scipy("BFGS")
+
+
+# The textbooks' starts, through the layer.
+
+
+def textbook(y, index):
+    functions = (banana, beale, himmelblau, two_wells)
+    return jax.lax.switch(index, functions, y)
+
+
+def beale(y):
+    return sum((a - y[0] * (1 - y[1] ** k)) ** 2 for k, a in enumerate((1.5, 2.25, 2.625), 1))
+
+
+def himmelblau(y):
+    return (y[0] ** 2 + y[1] - 11) ** 2 + (y[0] + y[1] ** 2 - 7) ** 2
+
+
+def two_wells(y):
+    """A saddle at 0, minima at (0, 1) and (0, -1); the ridge is the first axis."""
+    return y[0] ** 2 / 2 - y[1] ** 2 / 2 + y[1] ** 4 / 4
+
+
+STARTS = {
+    "Rosenbrock": (0, [-1.2, 1.0], [1.0, 1.0]),
+    "Beale": (1, [1.0, 1.0], [3.0, 0.5]),
+    "Himmelblau": (2, [0.0, 0.0], [3.0, 2.0]),
+    "near a saddle": (3, [1e-3, 1e-3], [0.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
+def test_native_solvers_find_the_minima_of_the_textbooks_or_report_the_saddle(solver):
+    @jax.jit
+    def found(start, index):
+        return solve(textbook, start, index, solver=solver, on_failure="ignore")
+
+    for name, (index, start, minimum) in STARTS.items():
+        solution = found(jnp.array(start), index)
+        assert Status(int(solution.report.status)) is Status.CONVERGED, name
+        assert_close(solution.y, jnp.array(minimum), 1e-8)
+    # Exactly on the saddle there is nothing to descend along.
+    on_saddle = found(jnp.zeros(2), 3).report.status
+    assert Status(int(on_saddle)) is Status.NOT_A_MINIMUM
+    # On the ridge that leads there the gradient never points aside: the saddle is never passed
+    # off as a minimum.
+    from_ridge = found(jnp.array([1.0, 0.0]), 3)
+    at_minimum = jnp.max(jnp.abs(jnp.abs(from_ridge.y) - jnp.array([0.0, 1.0]))) < 1e-8
+    expected = Status.CONVERGED if at_minimum else Status.NOT_A_MINIMUM
+    assert Status(int(from_ridge.report.status)) is expected
+    assert at_minimum == isinstance(solver, NewtonCG)

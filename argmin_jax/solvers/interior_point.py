@@ -1,4 +1,7 @@
-"""A primal-dual interior-point method with a filter line search, for nonconvex problems."""
+"""A primal-dual interior-point method with a filter line search, for nonconvex problems.
+
+The numbers in parentheses are equations of Wächter & Biegler 2006, see barrier.py.
+"""
 
 from typing import Any
 
@@ -7,27 +10,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from .barrier import Bounds, Point, errors, size
+from .derivatives import Derivatives
+from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
 from .kkt_system import Factors, System, factorise, solve
-from .nlp import Linearisation, NonlinearProgram, PrimalDual, linearisation
+from .nlp import NonlinearProgram, PrimalDual
 
-# The constants of Wächter & Biegler 2006, under their names there.
-KAPPA_1, KAPPA_2 = 1e-2, 1e-2  # the start's distance from the bounds, (35)
-KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5  # barrier parameter, (7)
+KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5  # decrease of the barrier parameter, (7)
 TAU_MIN = 0.99  # fraction to the boundary, (8)
-KAPPA_SIGMA = 1e10  # safeguard of the bound multipliers, (16)
-GAMMA_THETA, GAMMA_PHI, DELTA = 1e-5, 1e-5, 1.0  # filter, (18) and (19)
-S_THETA, S_PHI, ETA = 1.1, 2.3, 1e-4  # switching and Armijo's condition, (19) and (20)
-GAMMA_ALPHA = 0.05  # smallest step size, (23)
-KAPPA_SOC, MAX_SOC = 0.99, 4  # second-order correction
-S_MAX = 100.0  # scaling of the error, (6)
-KAPPA_D = 1e-5  # damping of one-sided bounds, section 3.7
-FILTER_SIZE = 24
-LARGEST_GRADIENT = 100.0  # after scaling, section 3.8
-ENOUGH = 0.9  # restoration ends when the violation fell below this multiple
+KAPPA_SOC, MAX_SOC = 0.99, 4  # second-order corrections, section 2.4
+LARGEST_GRADIENT = 100.0  # at the start, after scaling, section 3.8
+LARGEST_MULTIPLIER = 1e3  # of those estimated by least squares, section 3.6
+LEAST_SLACK = 1e-2  # at the start, section 3.6
+ENOUGH = 0.9  # restoration ends where the violation fell below this part, section 3.3
+STALLED = 4  # steps without progress after which the predictor-corrector gives way
 
 
 class InteriorPoint(eqx.Module):
+    """Wächter & Biegler's method, on device: jit, vmap, dense linear algebra.
+
+    Args:
+        initial_barrier: the barrier parameter at the start, for a scaled objective.
+
+    Raises:
+        ValueError: a barrier parameter that is not positive.
+    """
+
     initial_barrier: float = 0.1
+
+    def __check_init__(self):
+        if not self.initial_barrier > 0:
+            raise ValueError(
+                "InteriorPoint(initial_barrier=...) must be positive; "
+                f"found {self.initial_barrier}."
+            )
 
     def run(
         self,
@@ -36,23 +52,13 @@ class InteriorPoint(eqx.Module):
         tolerance: Scalar,
         max_steps: Int[Array, ""],
     ) -> PrimalDual:
-        tolerance = jnp.asarray(tolerance, y.dtype)
-        method = _Method(program, y, tolerance, self)
+        """Solves ``program`` from ``y`` until the scaled error (5) is at most ``tolerance``."""
+        method = _Method(program, y, jnp.asarray(tolerance, y.dtype), self)
 
-        def goes_on(state):
+        def goes_on(state: _State):
             return ~state.finished & (state.steps < max_steps)
 
-        end = jax.lax.while_loop(goes_on, method.step, method.start())
-        return method.answer(end)
-
-
-class _Point(eqx.Module):
-    """x = (y, s), the multipliers of the rows (equalities, then inequalities) and of the bounds."""
-
-    x: Float[Array, " n+m"]
-    rows: Float[Array, " p+m"]
-    lower: Float[Array, " n+m"]
-    upper: Float[Array, " n+m"]
+        return method.answer(jax.lax.while_loop(goes_on, method.step, method.start(y)))
 
 
 class _Scale(eqx.Module):
@@ -60,608 +66,566 @@ class _Scale(eqx.Module):
     rows: Float[Array, " p+m"]
 
 
+class _Values(eqx.Module):
+    """Objective and violation c = (h, g + s), both scaled."""
+
+    value: Scalar
+    c: Float[Array, " p+m"]
+
+
 class _Restoration(eqx.Module):
-    """While active, ||c||^2 / (2 size) is minimised instead of f, near a reference point."""
+    """While active, |c|^2 / (2 unit) takes the place of the objective and its rows.
+
+    A small term holds y near the reference, as in section 3.3; there, however, the violation is
+    measured in the 1-norm.
+    """
 
     active: Bool[Array, ""]
-    size: Scalar
+    unit: Scalar  # the largest violation at its start
     reference: Float[Array, " n"]
-    violation: Scalar  # theta at its start
-    barrier: Scalar  # that of the problem itself, meanwhile
+    theta: Scalar  # the violation at its start
+    mu: Scalar  # the barrier parameter of the problem itself, meanwhile
 
 
 class _Search(eqx.Module):
     """The line search along a direction."""
 
-    direction: _Point
-    alpha: Scalar  # of the trial point, as the tests see it
-    first_alpha: Scalar
-    slope: Scalar  # of phi along the direction
-    corrections: Int[Array, ""]  # second-order ones so far
-    corrected: Float[Array, " p+m"]  # the right-hand side of the next one
+    direction: Point
+    alpha: Scalar  # as the tests see it, which in second-order corrections is the first one
+    slope: Scalar  # of phi
+    tiny: Bool[Array, ""]  # the direction is as short as rounding errors
+    corrections: Int[Array, ""]
+    corrected: Float[Array, " p+m"]  # the violation that the next correction removes
     last_theta: Scalar
 
 
-class _State(eqx.Module):
-    point: _Point
-    at: Linearisation  # scaled, at the point
-    trial: _Point
-    forced: Bool[Array, ""]  # the trial is the point itself, to be evaluated anew
-    barrier: Scalar
-    filter: Float[Array, "k 2"]
-    theta_0: Scalar
-    search: _Search
-    factors: Factors
+class _Kept(eqx.Module):
+    """What a second-order correction needs of the last direction."""
+
     system: System
+    factors: Factors
+    rx: Float[Array, " n+m"]
+
+
+class _Free(eqx.Module):
+    """Mehrotra's predictor-corrector on a quadratic program, as long as it makes progress."""
+
+    active: Bool[Array, ""]
+    best: Scalar  # the smallest error so far
+    stalled: Int[Array, ""]
+
+
+class _State(eqx.Module):
+    """The best point so far, and the trial point: there, once a step, the functions are evaluated."""
+
+    point: Point
+    values: _Values
+    trial: Point
+    forced: Bool[Array, ""]  # the trial point is not to be judged
+    stage: Int[Array, ""]  # 0: at the given start, for the scale; 1: inside, for the slacks
+    estimate: Bool[Array, ""]  # the multipliers of the rows are to be estimated
+    mu: Scalar
+    filter: Filter
+    first_theta: Scalar
+    search: _Search
+    kept: _Kept | None
+    last_shift: Scalar
     scale: _Scale
     restoration: _Restoration
-    stage: Int[Array, ""]  # 0: at the given start, for the scale; 1: inside, for the slacks
-    estimate: Bool[Array, ""]  # the multipliers of the rows are to be found by least squares
+    free: _Free | None
+    pull: Float[Array, " n"]  # the gradient of the Lagrangian without bounds
     steps: Int[Array, ""]
-    error: Scalar
     finished: Bool[Array, ""]
     infeasible: Bool[Array, ""]
 
 
-class _Method:
-    """The functions of one run, over what stays the same in it."""
+class _Here(eqx.Module):
+    """The problem, scaled, at a trial point."""
 
-    def __init__(self, program, y, tolerance, options):
+    point: Point
+    values: _Values
+    gradient: Float[Array, " n+m"]
+    jacobian: Float[Array, "p+m n"]
+    hessian: Float[Array, "n n"]  # of the Lagrangian, but for
+    factor: Scalar  # its factor
+    scale: _Scale
+    finite: Bool[Array, ""]
+
+    def times_rows(self, rows: Float[Array, " p+m"]) -> Float[Array, " n+m"]:
+        """The transposed Jacobian of c, times ``rows``."""
+        slacks = self.gradient.size - self.jacobian.shape[1]
+        return jnp.concatenate([self.jacobian.T @ rows, rows[rows.size - slacks :]])
+
+
+class _Method:
+    """One run: what stays the same in it, and its step."""
+
+    def __init__(
+        self,
+        program: NonlinearProgram,
+        y: Float[Array, " n"],
+        tolerance: Scalar,
+        options: InteriorPoint,
+    ):
         self.n = y.size
-        self.p, self.m = (
-            jax.eval_shape(fn, y).size for fn in (program.equalities, program.inequalities)
-        )
+        self.p = jax.eval_shape(program.equalities, y).size
+        self.m = jax.eval_shape(program.inequalities, y).size
         self.dtype = y.dtype
         self.eps = float(jnp.finfo(y.dtype).eps)
+        self.program = program
         self.tolerance = tolerance
         self.options = options
-        self.evaluate = linearisation(program, y)
-        self.y = y
-        lower, upper = program.lower, program.upper
-        self.fixed = lower >= upper
-        self.program = program
-        free = ~self.fixed
-        # Bounds are relaxed a little, section 3.5: then there is an interior.
-        slack = jnp.zeros(self.m, self.dtype)
-        lower = jnp.concatenate([lower, slack])
-        upper = jnp.concatenate([upper, jnp.full_like(slack, jnp.inf)])
-        everywhere = jnp.concatenate([free, jnp.full(self.m, True)])
-        self.has_lower = jnp.isfinite(lower) & everywhere
-        self.has_upper = jnp.isfinite(upper) & everywhere
-        lower = jnp.where(self.has_lower, lower, 0)
-        upper = jnp.where(self.has_upper, upper, 0)
-        relax = jnp.minimum(tolerance, 1e-8 if self.dtype == jnp.float64 else 1e-5)
-        self.lower = lower - relax * jnp.maximum(1, jnp.abs(lower))
-        self.upper = upper + relax * jnp.maximum(1, jnp.abs(upper))
-        both = self.has_lower & self.has_upper
-        self.damping = KAPPA_D * (
-            (self.has_lower & ~both).astype(self.dtype)
-            - (self.has_upper & ~both).astype(self.dtype)
-        )
-        self.bounds = jnp.sum(self.has_lower) + jnp.sum(self.has_upper)
+        self.derivatives = Derivatives(program, y)
+        if self.derivatives.linear:
+            self.row_scale = _scale(self.derivatives.jacobian)
+            self.jacobian = self.row_scale[:, None] * self.derivatives.jacobian
+        self.fixed = program.lower >= program.upper
+        relaxation = jnp.minimum(tolerance, self.eps**0.5)
+        self.bounds = Bounds(program.lower, program.upper, self.m, relaxation)
+        self.floor = tolerance / (KAPPA_EPS + 1)  # of mu
 
-    def start(self) -> _State:
-        n, m, p = self.n, self.m, self.p
-        dtype = self.dtype
-        zero, no = jnp.zeros((), dtype), jnp.array(False)
-        y = self.y
-        x = jnp.concatenate([y, jnp.ones(m, dtype)])
-        point = _Point(
-            x=x,
-            rows=jnp.zeros(p + m, dtype),
-            lower=self.has_lower.astype(dtype),
-            upper=self.has_upper.astype(dtype),
-        )
-        rows = jnp.zeros(p + m, dtype)
-        at = Linearisation(
-            value=zero,
+    def start(self, y: Float[Array, " n"]) -> _State:
+        zero, no = jnp.zeros((), self.dtype), jnp.array(False)
+        rows = jnp.zeros(self.p + self.m, self.dtype)
+        one = jnp.ones((), self.dtype)
+        point = Point(
+            x=jnp.concatenate([y, jnp.ones(self.m, self.dtype)]),
             rows=rows,
-            gradient=jnp.zeros(n, dtype),
-            jacobian=jnp.zeros((p + m, n), dtype),
-            hessian=jnp.zeros((n, n), dtype),
+            lower=self.bounds.has_lower.astype(self.dtype),
+            upper=self.bounds.has_upper.astype(self.dtype),
         )
+        quadratic = self.derivatives.quadratic
         return _State(
             point=point,
-            at=at,
+            values=_Values(zero, rows),
             trial=point,
-            forced=jnp.array(True),
-            barrier=jnp.full((), self.options.initial_barrier, dtype),
-            filter=jnp.full((FILTER_SIZE, 2), jnp.inf, dtype),
-            theta_0=zero,
-            search=_Search(point, zero, zero, zero, jnp.array(0), rows, zero),
-            factors=Factors(
-                lower=jnp.zeros((n, n), dtype),
-                half=jnp.zeros((n, p), dtype),
-                schur=jnp.zeros((p, p), dtype),
-                weights=jnp.zeros(p, dtype),
-                relaxed=jnp.zeros(p + m, dtype),
-                shift=zero,
-                last_shift=zero,
-                sound=no,
-            ),
-            system=System(
-                hessian=jnp.zeros((n, n), dtype),
-                jacobian=jnp.zeros((p + m, n), dtype),
-                slack=jnp.zeros(m, dtype),
-                relaxed=rows,
-            ),
-            scale=_Scale(jnp.ones((), dtype), jnp.ones(p + m, dtype)),
-            restoration=_Restoration(no, jnp.ones((), dtype), y, zero, zero),
+            forced=~no,
             stage=jnp.array(0, jnp.int32),
-            estimate=jnp.array(False),
+            estimate=no,
+            mu=jnp.full((), self.options.initial_barrier, self.dtype),
+            filter=Filter.empty(self.dtype),
+            first_theta=zero,
+            search=_Search(point, one, zero, no, jnp.array(0, jnp.int32), rows, zero),
+            kept=None if self.derivatives.linear else self._nothing_kept(),
+            last_shift=zero,
+            scale=_Scale(one, jnp.ones_like(rows)),
+            restoration=_Restoration(no, one, y, zero, one),
+            free=_Free(~no, jnp.inf * one, jnp.array(0, jnp.int32)) if quadratic else None,
+            pull=jnp.zeros_like(y),
             steps=jnp.array(0, jnp.int32),
-            error=jnp.full((), jnp.inf, dtype),
             finished=no,
             infeasible=jnp.any(self.program.lower > self.program.upper),
         )
 
-    def inside(self, y):
-        n = self.n
-        lower, upper = self.lower[:n], self.upper[:n]
-        has_lower, has_upper = self.has_lower[:n], self.has_upper[:n]
-        both = has_lower & has_upper
-        room = jnp.where(both, KAPPA_2 * (upper - lower), jnp.inf)
-        least = lower + jnp.minimum(KAPPA_1 * jnp.maximum(1, jnp.abs(lower)), room)
-        most = upper - jnp.minimum(KAPPA_1 * jnp.maximum(1, jnp.abs(upper)), room)
-        y = jnp.where(has_lower, jnp.maximum(y, least), y)
-        return jnp.where(has_upper, jnp.minimum(y, most), y)
+    def _nothing_kept(self) -> _Kept:
+        """Zeros of the right shapes."""
+        n, p, m = self.n, self.p, self.m
 
-    # What the problem is at a point
+        def shapes():
+            system = System(
+                hessian=jnp.zeros((n, n), self.dtype),
+                factor=jnp.zeros((), self.dtype),
+                barrier=jnp.zeros(n + m, self.dtype),
+                jacobian=jnp.zeros((p + m, n), self.dtype),
+                relaxed=jnp.zeros(p + m, self.dtype),
+                fixed=jnp.zeros(n, bool),
+            )
+            factors = factorise(system, jnp.zeros((), self.dtype), jnp.array(True))
+            return _Kept(system, factors, system.barrier)
 
-    def distances(self, x):
-        """To the bounds; one where there is none."""
-        tiny = self.eps * jnp.maximum(1, jnp.abs(self.lower))
-        below = jnp.where(self.has_lower, x - self.lower, 1)
-        above = jnp.where(self.has_upper, self.upper - x, 1)
-        return jnp.maximum(below, tiny * 0.1), jnp.maximum(above, tiny * 0.1)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shapes))
 
-    def constraints(self, x, at):
-        slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), x[self.n :]])
-        return at.rows + slacks
-
-    def logs(self, x):
-        below, above = self.distances(x)
-        return (
-            jnp.sum(jnp.log(below))
-            + jnp.sum(jnp.log(above))
-            - jnp.sum(self.damping * jnp.where(self.damping > 0, x - self.lower, x - self.upper))
-        )
-
-    def theta(self, x, at):
-        return jnp.sum(jnp.abs(self.constraints(x, at)))
-
-    def phi(self, x, at, barrier, restoration: _Restoration):
-        c = self.constraints(x, at)
-        away = self.away(x, restoration)
-        restored = c @ c / (2 * restoration.size) + jnp.sqrt(barrier) / 2 * (away @ away)
-        value = jnp.where(restoration.active, restored, at.value)
-        return value - barrier * self.logs(x)
-
-    def away(self, x, restoration):
-        reference = restoration.reference
-        return (x[: self.n] - reference) / jnp.maximum(1, jnp.abs(reference))
-
-    def slopes(self, x, at, barrier, restoration: _Restoration):
-        """The gradient of the objective, or of the term that replaces it, with respect to x."""
-        near = self.away(x, restoration) / jnp.maximum(1, jnp.abs(restoration.reference))
-        gradient = jnp.where(restoration.active, jnp.sqrt(barrier) * near, at.gradient)
-        return jnp.concatenate([gradient, jnp.zeros(self.m, self.dtype)])
-
-    def times_rows(self, at, rows):
-        """A' rows, for the Jacobian A of g(y) + s and h(y)."""
-        return jnp.concatenate([at.jacobian.T @ rows, rows[self.p :]])
-
-    def barrier_slopes(self, x, barrier):
-        below, above = self.distances(x)
-        inverse = self.has_lower / below - self.has_upper / above
-        return -barrier * (inverse - self.damping)
-
-    def errors(self, point: _Point, at, restoration):
-        """Dual and primal residual, and products of complementarity; scaled as in (5)."""
-        stationary = (
-            self.slopes(point.x, at, jnp.zeros((), self.dtype), restoration)
-            + self.times_rows(at, point.rows)
-            - point.lower
-            + point.upper
-        )
-        c = self.constraints(point.x, at)
-        c = jnp.where(restoration.active, c - restoration.size * point.rows, c)
-        bounds = jnp.sum(point.lower) + jnp.sum(point.upper)
-        multipliers = bounds + jnp.sum(jnp.abs(point.rows))
-        count = self.p + self.m + self.bounds
-        s_d = jnp.maximum(S_MAX, multipliers / jnp.maximum(count, 1)) / S_MAX
-        s_c = jnp.maximum(S_MAX, bounds / jnp.maximum(self.bounds, 1)) / S_MAX
-        below, above = self.distances(point.x)
-        return (
-            jnp.maximum(_size(stationary) / s_d, _size(c)),
-            point.lower * below / s_c,
-            point.upper * above / s_c,
-            s_c,
-        )
-
-    def error(self, errors, barrier):
-        linear, below, above, s_c = errors
-        target = barrier / s_c
-        return jnp.maximum(
-            linear,
-            jnp.maximum(
-                _size(jnp.where(self.has_lower, below - target, 0)),
-                _size(jnp.where(self.has_upper, above - target, 0)),
-            ),
-        )
-
-    # One trial point
-
-    def linearise(self, state: _State):
-        """Values and derivatives at the trial point, scaled, with the fixed unknowns taken out."""
-        y = state.trial.x[: self.n]
-        restoration = state.restoration
-
-        def weights(value, rows, gradient, jacobian):
-            """Of objective and rows in the Lagrangian; by then the first scale is known."""
-            objective = _scale(jnp.max(jnp.abs(gradient), initial=0))
-            each = _scale(jnp.max(jnp.abs(jacobian), axis=1, initial=0))
-            scale = _where(state.stage == 0, _Scale(objective, each), state.scale)
-            slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), state.trial.x[self.n :]])
-            restoring = (scale.rows * rows + slacks) / restoration.size
-            multipliers = jnp.where(restoration.active, restoring, state.trial.rows)
-            factor = jnp.where(restoration.active, 0, scale.objective)
-            return scale, (factor, scale.rows * multipliers)
-
-        raw, scale = self.evaluate(y, weights, self.fixed)
-        at = Linearisation(
-            value=raw.value * scale.objective,
-            rows=raw.rows * scale.rows,
-            gradient=raw.gradient * scale.objective,
-            jacobian=raw.jacobian * scale.rows[:, None],
-            hessian=raw.hessian,
-        )
-        return at, scale
+    # A step: judge the trial point, choose the direction, find the next trial point
 
     def step(self, state: _State) -> _State:
-        at, scale = self.linearise(state)
-        trial = self.first_slacks(state, at)
-        restoration = state.restoration
-        trial = eqx.tree_at(
-            lambda t: t.rows,
-            trial,
-            jnp.where(
-                restoration.active, self.constraints(trial.x, at) / restoration.size, trial.rows
-            ),
+        here = self.evaluate(state)
+        restoration, search = state.restoration, state.search
+        before = self.merit(state.point.x, state.values, state.mu, restoration)
+        after = self.merit(here.point.x, here.values, state.mu, restoration)
+        passed, by_armijo = self.judge(state, before, after)
+        scaling, normal = state.stage == 0, (state.stage > 1) & ~state.estimate
+        accepted = scaling | (here.finite & (state.forced | passed))
+        point, values = _where(accepted, (here.point, here.values), (state.point, state.values))
+        first_theta = jnp.where(state.stage == 1, after.theta, state.first_theta)
+        filter_ = _where(
+            accepted & ~state.forced & ~by_armijo & ~restoration.active & ~self.is_free(state),
+            state.filter.added(before),
+            state.filter,
         )
-        finite = (
-            jnp.isfinite(at.value)
-            & jnp.all(jnp.isfinite(at.rows))
-            & jnp.all(jnp.isfinite(at.gradient))
-            & jnp.all(jnp.isfinite(at.jacobian))
-            & jnp.all(jnp.isfinite(at.hessian))
-        )
-        passed, armijo = self.judge(state, trial, at)
-        scaling = state.stage == 0
-        accepted = scaling | (finite & (state.forced | passed))
-        dead = state.forced & ~finite & ~scaling
 
-        theta = self.theta(trial.x, at)
-        theta_0 = jnp.where(state.stage == 1, theta, state.theta_0)
-        augment = accepted & ~state.forced & ~armijo & ~restoration.active
-        filter_ = _where(augment, self.augmented(state), state.filter)
-        point = _where(accepted, trial, state.point)
-        here = _where(accepted, at, state.at)
-
-        # Restoration ends where the filter accepts the point and the violation fell
-        errors = self.errors(point, here, restoration)
-        barrier = state.barrier
-        leaves = (
-            accepted
-            & ~state.forced
-            & restoration.active
-            & (theta <= ENOUGH * restoration.violation)
-            & self.outside(filter_, theta, self.phi_main(trial.x, at, restoration.barrier))
+        # How good is it?
+        stationarity = here.gradient + here.times_rows(here.point.rows)
+        pull = jnp.where(accepted, stationarity[: self.n], state.pull)
+        stationarity = stationarity - here.point.lower + here.point.upper
+        stationarity = self.movable(stationarity)
+        error = errors(
+            self.bounds,
+            here.point,
+            stationarity,
+            jnp.where(restoration.active, 0, here.values.c),
         )
-        e_0 = self.error(errors, 0.0)
-        converged = accepted & ~scaling & ~restoration.active & (e_0 <= self.tolerance)
-        infeasible = accepted & restoration.active & self.stationary_violation(point, here)
+        total = error.at(0.0, self.bounds)
+        judged = accepted & ~scaling & ~restoration.active
+        converged = judged & (total <= self.tolerance)
+        infeasible = accepted & restoration.active & self.is_stationary(here, stationarity)
+        recovered = accepted & ~state.forced & restoration.active & self.recovers(state, here)
 
         # The barrier parameter
-        floor = self.tolerance / (KAPPA_EPS + 1)
-        lowered = barrier
+        free = state.free
+        if free is not None:
+            free = self.stays_free(free, state, here, accepted & normal, total)
+        mu = state.mu
         for _ in range(4):
-            solved = (
-                accepted
-                & (state.stage > 1)
-                & ~state.estimate
-                & (self.error(errors, lowered) <= KAPPA_EPS * lowered)
-            )
-            next_ = jnp.maximum(floor, jnp.minimum(KAPPA_MU * lowered, lowered**THETA_MU))
-            lowered = jnp.where(solved, next_, lowered)
-        changed = lowered != barrier
-        filter_ = jnp.where(changed & ~restoration.active, jnp.inf, filter_)
-        barrier = lowered
-        stuck_at_floor = jnp.array(False)
+            solved = accepted & normal & (error.at(mu, self.bounds) <= KAPPA_EPS * mu)
+            solved = solved | (accepted & normal & search.tiny & (mu == state.mu))
+            mu = jnp.where(solved, self.next_mu(mu), mu)
+        given_up = accepted & search.tiny & (state.mu <= self.floor)
+        if free is not None:
+            average = self.average(here.point)
+            left = state.free.active & ~free.active
+            mu = jnp.where(left, jnp.maximum(average, self.floor), mu)
+        filter_ = _where((mu != state.mu) & ~restoration.active, Filter.empty(self.dtype), filter_)
 
-        # The search goes on after a refusal
-        search = state.search
-        alpha_min = self.smallest(state)
-        soc = (
-            ~accepted
-            & ~restoration.active
-            & finite
-            & (search.corrections < MAX_SOC)
-            & (search.alpha == search.first_alpha)
-            & jnp.where(
-                search.corrections == 0,
-                theta >= self.theta(state.point.x, state.at),
-                theta <= KAPPA_SOC * search.last_theta,
+        # A refusal: a second-order correction, or a shorter step
+        shorter = search.alpha / 2
+        corrects = jnp.array(False)
+        if state.kept is not None:
+            corrects = (
+                ~accepted & here.finite & ~restoration.active & self.corrects(search, before, after)
             )
-            & (self.theta(state.point.x, state.at) > 0)
+        floor = jnp.where(
+            restoration.active, self.eps, smallest_step(before, search.slope, first_theta)
         )
-        shorter = search.alpha / 2  # of the original direction, after corrections too
-        fails = ~accepted & ~soc & (shorter < alpha_min)
+        failed = ~accepted & ~corrects & (shorter < floor)
 
         # The direction
-        sigma = self.sigma(point)
-        prox = jnp.sqrt(barrier) / jnp.maximum(1, jnp.abs(restoration.reference)) ** 2
-        prox = jnp.where(restoration.active, prox, 0)
-        system = System(
-            hessian=here.hessian + jnp.diag(sigma[: self.n] + prox),
-            jacobian=here.jacobian,
-            slack=sigma[self.n :],
-            relaxed=jnp.where(restoration.active, restoration.size, 0) * jnp.ones_like(here.rows),
+        system = self.system(here, mu, restoration, state.estimate)
+        factors = factorise(system, state.last_shift, accepted & ~scaling)
+        failed = failed | (accepted & ~scaling & ~factors.sound)
+        slope = self.slope(here, mu, restoration)
+        along = self.movable(
+            slope + here.times_rows(jnp.where(restoration.active, here.point.rows, 0))
         )
-        estimate = accepted & state.estimate & ~restoration.active
-        # Section 3.6: the least-squares multipliers solve a system of the same kind.
-        identity = System(
-            jnp.eye(self.n, dtype=self.dtype),
-            here.jacobian,
-            jnp.ones_like(system.slack),
-            jnp.zeros_like(system.relaxed),
-        )
-        system = _where(estimate, identity, system)
-        system = _where(accepted, system, state.system)
-        factors = factorise(system, state.factors.last_shift, accepted & ~scaling)
-        unsound = accepted & ~scaling & ~factors.sound
-        factors = _where(accepted, factors, state.factors)
-        c = self.constraints(point.x, here)
-        c = jnp.where(restoration.active, c - restoration.size * point.rows, c)
-        corrected = jnp.where(
-            search.corrections > 0, search.corrected, c
-        ) * search.first_alpha + self.constraints(trial.x, at)
-        rc = jnp.where(soc, corrected, c)
-        slopes = self.slopes(point.x, here, barrier, restoration)
-        to_barrier = self.barrier_slopes(point.x, barrier)
-        rx = slopes + to_barrier + self.times_rows(here, point.rows)
-        rx = jnp.where(estimate, slopes - point.lower + point.upper, rx)
-        rc = jnp.where(estimate, 0, rc)
-        rx = jnp.where(jnp.concatenate([self.fixed, jnp.zeros(self.m, bool)]), 0, rx)
+        rx = slope + here.times_rows(here.point.rows)
+        rc = jnp.where(restoration.active, 0, here.values.c)
+        rx, rc = _where(state.estimate, self.estimating(here), (rx, rc))
+        corrected = search.alpha * search.corrected + here.values.c
+        kept = None
+        if state.kept is not None:
+            kept = _where(accepted, _Kept(system, factors, rx), state.kept)
+            system, factors, rx = kept.system, kept.factors, kept.rx
+            rc = jnp.where(corrects, corrected, rc)
+        lower = upper = mu * jnp.ones_like(rx)
+        if free is not None:
+            rx, lower, upper, mu = self.predicted(here, system, factors, rx, rc, mu, free, normal)
         dx, drows = solve(system, factors, rx, rc)
-        direction = self.with_bounds(point, dx, drows, barrier)
-        slope_of = slopes + to_barrier
-        slope_of = slope_of + jnp.where(restoration.active, self.times_rows(here, point.rows), 0.0)
-        fresh = accepted | soc
+        direction = self.bounds.direction(point, dx, drows, lower, upper)
+
+        # The next trial point
+        fresh = accepted | corrects
         used = _where(fresh, direction, search.direction)
-        tau = jnp.maximum(TAU_MIN, 1 - barrier)
-        longest = self.to_boundary(point, used, tau)
-        alpha = jnp.where(fresh, longest[0], shorter)
-        # The multipliers of the bounds take their own step, whatever that of x is.
-        onward = _Point(
+        primal, dual = self.bounds.longest(point, used, jnp.maximum(TAU_MIN, 1 - mu))
+        if free is not None:
+            both = jnp.minimum(primal, dual)
+            primal, dual = (jnp.where(free.active, both, each) for each in (primal, dual))
+        alpha = jnp.where(fresh, primal, shorter)
+        trial = Point(
             x=point.x + alpha * used.x,
             rows=point.rows + alpha * used.rows,
-            lower=point.lower + longest[1] * used.lower,
-            upper=point.upper + longest[1] * used.upper,
+            lower=point.lower + dual * used.lower,
+            upper=point.upper + dual * used.upper,
         )
-        onward = self.safeguarded(onward, barrier)
+        trial = self.bounds.safeguarded(trial, mu)
+        corrections = jnp.where(corrects, search.corrections + 1, MAX_SOC)
+        tiny = jnp.all(jnp.abs(dx) <= 10 * self.eps * (1 + jnp.abs(point.x)))
         next_search = _Search(
             direction=_where(accepted, direction, search.direction),
-            alpha=jnp.where(accepted, longest[0], jnp.where(soc, search.alpha, shorter)),
-            first_alpha=jnp.where(accepted, longest[0], search.first_alpha),
-            slope=jnp.where(accepted, slope_of @ dx, search.slope),
-            corrections=jnp.where(accepted, 0, search.corrections + soc),
-            corrected=jnp.where(soc, corrected, c),
-            last_theta=theta,
+            alpha=jnp.where(accepted, primal, jnp.where(corrects, search.alpha, shorter)),
+            slope=jnp.where(accepted, along @ dx, search.slope),
+            tiny=jnp.where(accepted, tiny & normal, search.tiny),
+            corrections=jnp.where(accepted, 0, corrections),
+            corrected=jnp.where(corrects, corrected, here.values.c),
+            last_theta=after.theta,
         )
-        next_search = eqx.tree_at(
-            lambda s: s.corrections,
-            next_search,
-            jnp.where(~accepted & ~soc, MAX_SOC, next_search.corrections),
-        )
-        tiny = jnp.all(jnp.abs(dx) <= 10 * self.eps * (1 + jnp.abs(point.x)))
 
-        # Into restoration and out of it
-        feasible = self.theta_max_norm(point.x, here) <= self.tolerance
-        enters = (fails | unsound) & ~restoration.active & ~feasible
-        gives_up = (fails | unsound) & (restoration.active | feasible)
-        violation = _size(self.constraints(point.x, here))
-        restoration_in = _Restoration(
+        # Where the trial point is set, and not found by a search
+        largest = size(values.c)
+        feasible = largest <= self.tolerance
+        restores = failed & ~restoration.active & ~feasible
+        given_up = given_up | (failed & ~restores)
+        entered = _Restoration(
             active=jnp.array(True),
-            size=jnp.maximum(violation, self.eps),
+            unit=jnp.maximum(largest, self.eps),
             reference=point.x[: self.n],
-            violation=self.theta(point.x, here),
-            barrier=barrier,
+            theta=jnp.sum(jnp.abs(values.c)),
+            mu=mu,
         )
-        restoration_out = eqx.tree_at(lambda r: r.active, restoration, jnp.array(False))
-        next_restoration = _where(
-            enters, restoration_in, _where(leaves, restoration_out, restoration)
-        )
-        filter_ = _where(
-            enters,
-            self.added(filter_, self.theta(point.x, here), self.phi_main(point.x, here, barrier)),
-            filter_,
-        )
-        next_barrier = jnp.where(
-            enters, jnp.maximum(barrier, violation), jnp.where(leaves, restoration.barrier, barrier)
-        )
-        below, above = self.distances(point.x)
-        anew = _Point(
-            x=point.x,
-            rows=jnp.where(leaves, 0, point.rows),
-            lower=jnp.where(self.has_lower, next_barrier / below, 0),
-            upper=jnp.where(self.has_upper, next_barrier / above, 0),
-        )
-        guess = _Point(point.x, jnp.where(_size(drows) <= 1e3, drows, 0), point.lower, point.upper)
-        anew = _where(estimate, guess, anew)
-        inside = jnp.where(self.fixed, self.program.lower, self.inside(self.y))
-        x = jnp.concatenate([inside, point.x[self.n :]])
-        moved = eqx.tree_at(lambda p: p.x, state.point, x)
-        anew = _where(scaling, moved, anew)
-        forced = enters | leaves | estimate | scaling
-        onward = _where(forced, anew, onward)
+        left = eqx.tree_at(lambda r: r.active, restoration, jnp.array(False))
+        onward = _where(restores, entered, _where(recovered, left, restoration))
+        filter_ = _where(restores, filter_.added(self.problem_merit(point, values, mu)), filter_)
+        mu = jnp.where(restores, jnp.maximum(mu, largest), jnp.where(recovered, restoration.mu, mu))
+        lower, upper = self.bounds.centred(point.x, mu)
+        anew = Point(point.x, jnp.where(recovered, 0, point.rows), lower, upper)
+        anew = _where(state.estimate, self.estimated(point, dx, drows, free), anew)
+        anew = _where(scaling, self.inside(state.point), anew)
+        forced = restores | recovered | state.estimate | scaling
+        trial, point = _where(forced, (anew, anew), (trial, point))
+        dead = state.forced & ~here.finite & ~scaling
+        escaped = size(point.x) > 1 / self.eps**1.25
         return _State(
-            point=_where(forced, anew, point),
-            at=here,
-            trial=onward,
+            point=point,
+            values=values,
+            trial=trial,
             forced=forced,
-            barrier=next_barrier,
-            filter=filter_,
-            theta_0=theta_0,
-            search=next_search,
-            factors=factors,
-            system=system,
-            scale=scale,
-            restoration=next_restoration,
             stage=jnp.minimum(state.stage + 1, 2),
-            estimate=leaves | (scaling & (self.p + self.m > 0)),
+            estimate=recovered | (scaling & (self.p + self.m > 0)),
+            mu=mu,
+            filter=filter_,
+            first_theta=first_theta,
+            search=next_search,
+            kept=kept,
+            last_shift=jnp.where(accepted & ~scaling, factors.last_shift, state.last_shift),
+            scale=here.scale,
+            restoration=onward,
+            free=free,
+            pull=pull,
             steps=state.steps + 1,
-            error=e_0,
-            finished=converged | infeasible | dead | gives_up,
+            finished=converged | infeasible | given_up | dead | escaped,
             infeasible=state.infeasible | infeasible,
         )
 
-    def first_slacks(self, state, at):
-        values = jnp.maximum(-at.rows[self.p :], KAPPA_1)
-        slacks = jnp.where(state.stage == 1, values, state.trial.x[self.n :])
-        x = jnp.concatenate([state.trial.x[: self.n], slacks])
-        return eqx.tree_at(lambda t: t.x, state.trial, x)
-
-    def phi_main(self, x, at, barrier):
-        return at.value - barrier * self.logs(x)
-
-    def judge(self, state, trial, at):
-        """Whether the filter line search accepts the trial, and whether by Armijo's condition."""
-        restoration = state.restoration
-        search = state.search
-        theta_0 = jnp.maximum(1, state.theta_0)
-        before = self.phi(state.point.x, state.at, state.barrier, restoration)
-        after = self.phi(trial.x, at, state.barrier, restoration)
-        theta, theta_here = self.theta(trial.x, at), self.theta(state.point.x, state.at)
-        rounding = 10 * self.eps * jnp.abs(before)
-        slope, alpha = search.slope, search.alpha
-        armijo = after - before - rounding <= ETA * alpha * slope
-        switching = (slope < 0) & (alpha * jnp.abs(slope) ** S_PHI > DELTA * theta_here**S_THETA)
-        by_armijo = switching & (theta_here <= 1e-4 * theta_0)
-        better = (theta <= (1 - GAMMA_THETA) * theta_here) | (
-            after - before - rounding <= -GAMMA_PHI * theta_here
+    def evaluate(self, state: _State) -> _Here:
+        """The problem at the trial point, whose slacks are chosen at stage 1."""
+        trial, restoration = state.trial, state.restoration
+        y = trial.x[: self.n]
+        raw = self.derivatives.first_order(y)
+        if self.derivatives.linear:
+            of_rows, jacobian = self.row_scale, self.jacobian
+        else:
+            of_rows = jnp.where(state.stage == 0, _scale(raw.jacobian), state.scale.rows)
+            jacobian = of_rows[:, None] * raw.jacobian
+        of_objective = jnp.where(state.stage == 0, _scale(raw.gradient), state.scale.objective)
+        scale = _Scale(of_objective, of_rows)
+        rows = scale.rows * raw.rows
+        slacks = jnp.maximum(-rows[self.p :], LEAST_SLACK)
+        slacks = jnp.where(state.stage == 1, slacks, trial.x[self.n :])
+        c = jnp.concatenate([rows[: self.p], rows[self.p :] + slacks])
+        multipliers = jnp.where(restoration.active, c / restoration.unit, trial.rows)
+        factor = jnp.where(restoration.active, 0, scale.objective)
+        hessian, its_factor = self.derivatives.hessian(y, factor, scale.rows * multipliers)
+        gradient = jnp.concatenate([factor * raw.gradient, jnp.zeros_like(slacks)])
+        values = _Values(scale.objective * raw.value, c)
+        point = Point(jnp.concatenate([y, slacks]), multipliers, trial.lower, trial.upper)
+        varying = [values, gradient]
+        varying += [] if self.derivatives.linear else [jacobian]
+        varying += [] if self.derivatives.quadratic else [hessian]
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(varying)]
+        return _Here(
+            point, values, gradient, jacobian, hessian, its_factor, scale, jnp.all(jnp.stack(finite))
         )
-        in_filter = ~self.outside(state.filter, theta, after)
-        ok = jnp.where(by_armijo, armijo, better) & ~in_filter & (theta <= 1e4 * theta_0)
-        return jnp.where(restoration.active, armijo, ok), by_armijo & armijo
 
-    def outside(self, filter_, theta, phi):
-        return jnp.all((theta < filter_[:, 0]) | (phi < filter_[:, 1]) | jnp.isinf(filter_[:, 0]))
+    def is_free(self, state: _State) -> Bool[Array, ""]:
+        return jnp.array(False) if state.free is None else state.free.active
 
-    def augmented(self, state):
-        theta = self.theta(state.point.x, state.at)
-        phi = self.phi_main(state.point.x, state.at, state.barrier)
-        return self.added(state.filter, theta, phi)
+    def movable(self, x: Float[Array, " n+m"]) -> Float[Array, " n+m"]:
+        """x without its components along fixed unknowns."""
+        return jnp.concatenate([jnp.where(self.fixed, 0, x[: self.n]), x[self.n :]])
 
-    def added(self, filter_, theta, phi):
-        entry = jnp.stack([(1 - GAMMA_THETA) * theta, phi - GAMMA_PHI * theta])
-        return jnp.concatenate([entry[None], filter_[:-1]])
+    def inside(self, point: Point) -> Point:
+        x = self.bounds.inside(point.x)
+        fixed = jnp.where(self.fixed, self.program.lower, x[: self.n])
+        x = jnp.concatenate([fixed, x[self.n :]])
+        return Point(x, point.rows, point.lower, point.upper)
 
-    def smallest(self, state):
-        theta = self.theta(state.point.x, state.at)
-        theta_0 = jnp.maximum(1, state.theta_0)
-        slope = state.search.slope
-        drop = jnp.where(slope < 0, -slope, 1)
-        by_phi = jnp.where(slope < 0, GAMMA_PHI * theta / drop, jnp.inf)
-        by_switch = jnp.where(
-            (slope < 0) & (theta <= 1e-4 * theta_0),
-            DELTA * theta**S_THETA / drop**S_PHI,
-            jnp.inf,
+    # The merit of a point
+
+    def problem_merit(self, point: Point, values: _Values, mu: Scalar) -> Merit:
+        phi = values.value + mu * self.bounds.barrier(point.x)
+        return Merit(jnp.sum(jnp.abs(values.c)), phi)
+
+    def merit(self, x: Array, values: _Values, mu: Scalar, restoration: _Restoration) -> Merit:
+        away = self.away(x, restoration)
+        instead = values.c @ values.c / (2 * restoration.unit) + jnp.sqrt(mu) / 2 * (away @ away)
+        value = jnp.where(restoration.active, instead, values.value)
+        return Merit(jnp.sum(jnp.abs(values.c)), value + mu * self.bounds.barrier(x))
+
+    def away(self, x: Array, restoration: _Restoration) -> Float[Array, " n"]:
+        reference = restoration.reference
+        return self.near(restoration) * (x[: self.n] - reference)
+
+    def near(self, restoration: _Restoration) -> Float[Array, " n"]:
+        return 1 / jnp.maximum(1, jnp.abs(restoration.reference))
+
+    def judge(self, state: _State, before: Merit, after: Merit):
+        """Whether the line search accepts, and whether by Armijo's condition."""
+        search, first = state.search, state.first_theta
+        descends = armijo(before, after, search.alpha, search.slope)
+        switched = switching(before, search.alpha, search.slope, first)
+        fine = jnp.where(switched, descends, sufficient(before, after, first))
+        fine = fine & state.filter.accepts(after)
+        fine = jnp.where(state.restoration.active, descends, fine)
+        return fine | search.tiny | self.is_free(state), switched & descends
+
+    def corrects(self, search: _Search, before: Merit, after: Merit) -> Bool[Array, ""]:
+        """Whether a second-order correction is worth trying, steps A-5.5 and A-5.9."""
+        first = search.corrections == 0
+        helps = jnp.where(
+            first, after.theta >= before.theta, after.theta <= KAPPA_SOC * search.last_theta
         )
-        least = GAMMA_ALPHA * jnp.minimum(GAMMA_THETA, jnp.minimum(by_phi, by_switch))
-        return jnp.where(state.restoration.active, 1e-12, jnp.maximum(least, 1e-14))
+        return helps & (search.corrections < MAX_SOC) & (before.theta > 0)
 
-    def stationary_violation(self, point, at):
-        c = self.constraints(point.x, at)
-        size = _size(c)
-        scale = jnp.maximum(size, self.eps)
-        slopes = self.times_rows(at, c / scale)
-        factor = 1 / 1.0
-        below, above = self.distances(point.x)
-        # multipliers of the restoration belong to ||c||^2 / (2 size)
-        ratio = jnp.where(jnp.max(jnp.abs(point.rows), initial=0) > 0, 1, 1)
-        lower = point.lower / jnp.maximum(_size(point.rows), self.eps)
-        upper = point.upper / jnp.maximum(_size(point.rows), self.eps)
-        residual = jnp.maximum(
-            _size(slopes - lower + upper),
-            jnp.maximum(_size(lower * below), _size(upper * above)),
+    def next_mu(self, mu: Scalar) -> Scalar:
+        return jnp.maximum(self.floor, jnp.minimum(KAPPA_MU * mu, mu**THETA_MU))
+
+    # The system of a step
+
+    def slope(self, here: _Here, mu: Scalar, restoration: _Restoration) -> Float[Array, " n+m"]:
+        """The gradient of phi, but for the violation in restoration."""
+        back = jnp.sqrt(mu) * self.near(restoration) * self.away(here.point.x, restoration)
+        back = jnp.where(restoration.active, back, 0)
+        slope = here.gradient + self.bounds.slope(here.point.x, mu)
+        return jnp.concatenate([slope[: self.n] + back, slope[self.n :]])
+
+    def system(
+        self, here: _Here, mu: Scalar, restoration: _Restoration, estimate: Bool[Array, ""]
+    ) -> System:
+        near = jnp.where(restoration.active, jnp.sqrt(mu) * self.near(restoration) ** 2, 0)
+        curvature = self.bounds.curvature(here.point)
+        curvature = jnp.concatenate([curvature[: self.n] + near, curvature[self.n :]])
+        ones = jnp.ones_like(curvature)
+        factor = here.factor
+        if self.derivatives.quadratic:
+            bounded = self.bounds.has_lower | self.bounds.has_upper
+            ones = jnp.where(bounded, 1, 0).astype(self.dtype)
+        else:
+            factor = jnp.where(estimate, 0, factor)
+        return System(
+            hessian=here.hessian,
+            factor=factor,
+            barrier=jnp.where(estimate, ones, curvature),
+            jacobian=here.jacobian,
+            relaxed=jnp.where(restoration.active, restoration.unit, 0)
+            * jnp.ones_like(here.point.rows),
+            fixed=self.fixed,
         )
-        return (size > 10 * self.tolerance) & (residual <= 1e-6)
 
-    def theta_max_norm(self, x, at):
-        return _size(self.constraints(x, at))
+    def estimating(self, here: _Here) -> tuple[Array, Array]:
+        """The right-hand sides for the first multipliers: least squares, section 3.6.
 
-    def sigma(self, point):
-        below, above = self.distances(point.x)
-        sigma = point.lower / below + point.upper / above
-        return jnp.where(jnp.concatenate([self.fixed, jnp.zeros(self.m, bool)]), 1, sigma)
+        On a quadratic program, rather its solution with |s|^2 / 2 added and the signs of s and
+        its multipliers ignored (Vandenberghe, The CVXOPT linear and quadratic cone program
+        solvers, 2010, section 5.3).
+        """
+        if self.derivatives.quadratic:
+            slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), here.point.x[self.n :]])
+            return here.gradient, here.values.c - slacks
+        return here.gradient - here.point.lower + here.point.upper, jnp.zeros_like(here.values.c)
 
-    def with_bounds(self, point, dx, drows, barrier):
-        below, above = self.distances(point.x)
-        lower = jnp.where(self.has_lower, (barrier - point.lower * dx) / below - point.lower, 0)
-        upper = jnp.where(self.has_upper, (barrier + point.upper * dx) / above - point.upper, 0)
-        return _Point(dx, drows, lower, upper)
-
-    def to_boundary(self, point, direction, tau):
-        """The longest step sizes of x and of the bounds' multipliers, (15)."""
-        below, above = self.distances(point.x)
-        dx = direction.x
-        primal = jnp.maximum(
-            jnp.max(jnp.where(self.has_lower, -dx / below, 0), initial=0),
-            jnp.max(jnp.where(self.has_upper, dx / above, 0), initial=0),
+    def estimated(self, point: Point, dx: Array, drows: Array, free: _Free | None) -> Point:
+        rows = jnp.where(size(drows) <= LARGEST_MULTIPLIER, drows, 0)
+        found = Point(point.x, rows, point.lower, point.upper)
+        if free is None:
+            return found
+        n = self.n
+        slacks, multipliers = _lifted(dx[n:]), _lifted(-dx[n:])
+        begun = self.inside(
+            Point(
+                x=jnp.concatenate([point.x[:n] + dx[:n], slacks]),
+                rows=drows,
+                lower=jnp.concatenate([point.lower[:n], multipliers]),
+                upper=point.upper,
+            )
         )
-        dual = jnp.maximum(
-            _ratio(point.lower, direction.lower), _ratio(point.upper, direction.upper)
-        )
-        return tau / jnp.maximum(primal, tau), tau / jnp.maximum(dual, tau)
+        return _where(free.active, begun, found)
 
-    def safeguarded(self, point, barrier):
-        below, above = self.distances(point.x)
-        lower = jnp.clip(point.lower, barrier / below / KAPPA_SIGMA, barrier / below * KAPPA_SIGMA)
-        upper = jnp.clip(point.upper, barrier / above / KAPPA_SIGMA, barrier / above * KAPPA_SIGMA)
-        return _Point(
-            x=point.x,
+    # Restoration
+
+    def is_stationary(self, here: _Here, stationarity: Array) -> Bool[Array, ""]:
+        """Whether |c| is positive and has no direction of descent within the bounds."""
+        largest = size(here.values.c)
+        # As multipliers, c / unit belongs to |c|^2 / (2 unit): relative to it
+        unit = jnp.maximum(size(here.point.rows), self.eps)
+        lower, upper = self.bounds.products(here.point)
+        residual = jnp.maximum(size(stationarity), jnp.maximum(size(lower), size(upper))) / unit
+        return (largest > 10 * self.tolerance) & (residual <= self.tolerance**0.75)
+
+    def recovers(self, state: _State, here: _Here) -> Bool[Array, ""]:
+        merit = self.problem_merit(here.point, here.values, state.restoration.mu)
+        return (merit.theta <= ENOUGH * state.restoration.theta) & state.filter.accepts(merit)
+
+    # Quadratic programs
+
+    def average(self, point: Point) -> Scalar:
+        """Of the products of complementarity."""
+        lower, upper = self.bounds.products(point)
+        return (jnp.sum(lower) + jnp.sum(upper)) / jnp.maximum(self.bounds.count, 1)
+
+    def stays_free(
+        self, free: _Free, state: _State, here: _Here, counts: Bool[Array, ""], total: Scalar
+    ) -> _Free:
+        better = total < 0.9 * free.best
+        stalled = jnp.where(counts, jnp.where(better, 0, free.stalled + 1), free.stalled)
+        convex = state.last_shift == 0
+        return _Free(
+            active=free.active & convex & (stalled < STALLED) & (here.finite | (state.stage == 0)),
+            best=jnp.where(counts & better, total, free.best),
+            stalled=stalled,
+        )
+
+    def predicted(self, here, system, factors, rx, rc, mu, free: _Free, normal):
+        """Mehrotra's targets for the products, and the right-hand side for them.
+
+        Mehrotra, On the implementation of a primal-dual interior point method, 1992.
+        """
+        active = free.active & normal
+        point = here.point
+        zero = jnp.zeros_like(rx)
+        ahead = here.gradient + here.times_rows(point.rows)
+        dx, drows = solve(system, factors, ahead, rc)
+        direction = self.bounds.direction(point, dx, drows, zero, zero)
+        alpha = jnp.minimum(*self.bounds.longest(point, direction, 1.0))
+        reached = Point(
+            x=point.x + alpha * dx,
             rows=point.rows,
-            lower=jnp.where(self.has_lower, lower, 0),
-            upper=jnp.where(self.has_upper, upper, 0),
+            lower=point.lower + alpha * direction.lower,
+            upper=point.upper + alpha * direction.upper,
         )
+        average = self.average(point)
+        ratio = self.average(reached) / jnp.where(average > 0, average, 1)
+        target = jnp.maximum(ratio**3 * average, 1e-3 * self.floor)
+        lower = target - dx * direction.lower
+        upper = target + dx * direction.upper
+        corrected = ahead + self.bounds.push(point.x, lower, upper)
+        plain = mu * jnp.ones_like(rx)
+        return _where(active, (corrected, lower, upper, target), (rx, plain, plain, mu))
 
     def answer(self, state: _State) -> PrimalDual:
         n, p = self.n, self.p
-        point, scale = state.point, state.scale
-        rows = scale.rows / scale.objective
+        point, objective = state.point, state.scale.objective
+        rows = state.scale.rows / objective
+        pull = jnp.where(self.fixed, state.pull, 0)
         return PrimalDual(
             y=jnp.clip(point.x[:n], self.program.lower, self.program.upper),
             eq=point.rows[:p] * rows[:p],
             ineq=point.lower[n:] * rows[p:],
-            lower=point.lower[:n] / scale.objective,
-            upper=point.upper[:n] / scale.objective,
+            lower=(point.lower[:n] + jnp.maximum(pull, 0)) / objective,
+            upper=(point.upper[:n] + jnp.maximum(-pull, 0)) / objective,
             steps=state.steps,
             infeasible=state.infeasible,
         )
 
 
-def _scale(largest):
+def _scale(slopes: Array) -> Array:
+    """The factor that brings the largest entry along the last axis down to LARGEST_GRADIENT."""
+    largest = jnp.max(jnp.abs(slopes), axis=-1, initial=0)
     large = (largest > LARGEST_GRADIENT) & jnp.isfinite(largest)
     return jnp.where(large, LARGEST_GRADIENT / largest, 1)
 
 
-def _ratio(value, change):
-    return jnp.max(jnp.where(value > 0, -change / jnp.where(value > 0, value, 1), 0), initial=0)
-
-
-def _size(x: Array) -> Scalar:
-    return jnp.max(jnp.abs(x), initial=0)
+def _lifted(x: Array) -> Array:
+    """x, or where some of it is not positive, x + constant >= 1."""
+    least = jnp.min(x, initial=jnp.inf)
+    return x + jnp.where(least > 0, 0, 1 - least)
 
 
 def _where(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:

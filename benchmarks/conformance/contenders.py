@@ -34,15 +34,15 @@ CONTENDERS = {
     "JAXopt": Contender(
         "jaxopt_side",
         "jaxopt",
-        "`LBFGS`, `LevenbergMarquardt`, `ProximalGradient`, `ProjectedGradient`, `OSQP` with their "
-        "defaults",
+        "`LBFGS`, `LevenbergMarquardt`, `ProximalGradient`, `ProjectedGradient`, `MirrorDescent`, "
+        "`EqualityConstrainedQP`, `OSQP`, whichever fits, with their defaults",
         "solve_by_default",
     ),
     "JAXopt, tight": Contender(
         "jaxopt_side",
         "jaxopt",
-        "the same with `tol=1e-10, maxiter=10000`, so that what is left is not the forward "
-        "tolerance's",
+        "the same with `maxiter=2000` and a `tol` of 1e-10 in float64, 1e-5 in float32, so that "
+        "what is left is not the forward tolerance's",
         "solve_tightly",
     ),
     "Optimistix": Contender(

@@ -5,6 +5,7 @@ Started by `guard`, with the names of the contender, the precision and the probl
 
 import json
 import os
+import re
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -47,9 +48,12 @@ def run(contender: Contender, problem: Problem, dtype: str) -> list[Any]:
 
 
 def describe(error: BaseException) -> str:
-    """The kind of an exception and the first line of its text."""
+    """The kind of an exception and its sentence: what a traceback within the text ends with, or
+    else the first line."""
+    within = re.findall(r"^[\w.]*Error: (.+)$", str(error), re.MULTILINE)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    sentence = (within[-1:] or lines[:1] or [""])[0]
+    return f"{type(error).__name__}: {sentence}"[:300]
 
 
 def main(name: str, dtype: str, problems: list[str]) -> None:

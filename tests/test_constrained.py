@@ -1,0 +1,364 @@
+"""Constraints: solutions, multipliers and values, and the derivatives of all three."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+from argmin_jax import (
+    LBFGS,
+    SVD,
+    ArgminError,
+    InteriorPoint,
+    Status,
+    argmin,
+    solve,
+)
+
+from .problems import assert_close, central_difference, random_spd
+
+P = jnp.array([0.3, 0.1, -0.2, 0.5])
+START = jnp.zeros(4)
+
+
+def distance(y, p):
+    return jnp.sum((y - p) ** 2) / 2
+
+
+def sums_to_one(y, *_):
+    return jnp.sum(y) - 1
+
+
+def on_the_simplex(p, **options):
+    return solve(distance, START, p, eq=sums_to_one, bounds=(0.0, None), **options)
+
+
+def test_projection_on_the_plane_of_sum_one_has_the_jacobian_of_the_closed_form():
+    def project(p):
+        return argmin(distance, START, p, eq=sums_to_one)
+
+    assert_close(project(P), P - (jnp.sum(P) - 1) / 4, 1e-12)
+    assert_close(jax.jacrev(project)(P), jnp.eye(4) - 0.25, 1e-12)
+
+
+def test_projection_on_the_simplex_has_the_closed_form_of_its_support():
+    """y = max(p - nu, 0); on the support the Jacobian is I - 11'/k, elsewhere zero."""
+    found = on_the_simplex(P)
+    support = np.array([True, True, False, True])
+    nu = (np.sum(P[support]) - 1) / 3
+    assert_close(found.y, jnp.where(support, P - nu, 0), 1e-12)
+    assert_close(found.multipliers.eq, jnp.array(nu), 1e-12)
+    assert_close(found.multipliers.lower, jnp.where(support, 0, nu - P), 1e-12)
+    assert_close(found.multipliers.upper, jnp.zeros(4), 0.0)
+    assert found.multipliers.ineq is None
+    mask = jnp.asarray(support, float)
+    expected = jnp.diag(mask) - mask[:, None] * mask[None, :] / 3
+    assert_close(jax.jacrev(lambda p: on_the_simplex(p).y)(P), expected, 1e-12)
+    # nu is the mean of p over the support, less 1/3.
+    assert_close(jax.grad(lambda p: on_the_simplex(p).multipliers.eq)(P), mask / 3, 1e-12)
+
+
+def test_value_has_the_gradient_of_the_envelope_theorem():
+    found = on_the_simplex(P)
+    assert_close(jax.grad(lambda p: on_the_simplex(p).value)(P), P - found.y, 1e-12)
+
+
+def quadratic_program(q, c, g, h, a, b, **options):
+    """min y'Qy/2 + c'y subject to Gy <= h, Ay = b: the six parameters of OptNet."""
+
+    def objective(y, q, c, *_):
+        return y @ q @ y / 2 + c @ y
+
+    return solve(
+        objective, jnp.zeros(c.size), q, c, g, h, a, b,
+        eq=lambda y, q, c, g, h, a, b: a @ y - b,
+        ineq=lambda y, q, c, g, h, a, b: g @ y - h,
+        **options,
+    )  # fmt: skip
+
+
+def random_program(seed, n=6, m=5, p=2):
+    rng = np.random.default_rng(seed)
+    inside = rng.normal(size=n)
+    g, a = rng.normal(size=(m, n)), rng.normal(size=(p, n))
+    slack = rng.uniform(0, 1, size=m)
+    parts = random_spd(seed, n), 3 * rng.normal(size=n), g, g @ inside + slack, a, a @ inside
+    return tuple(jnp.asarray(part) for part in parts)
+
+
+def kkt_gradients(parts, y, multipliers, weights):
+    """Gradients of weights'y by dense algebra on the active rows (Amos & Kolter, OptNet, 2017)."""
+    q, _, g, _, a, _ = parts
+    active = np.asarray(multipliers.ineq) > 1e-9
+    n, rows = y.size, np.concatenate([a, g[active]])
+    r = len(rows)
+    k = np.block([[np.asarray(q), rows.T], [rows, np.zeros((r, r))]])
+    u = np.linalg.solve(k, np.concatenate([weights, np.zeros(r)]))
+    dy, of_eq, of_active = u[:n], u[n : n + len(a)], u[n + len(a) :]
+    of_g, of_h = np.zeros(g.shape), np.zeros(len(g))
+    lam = np.asarray(multipliers.ineq)[active]
+    of_g[active] = -(np.outer(of_active, y) + np.outer(lam, dy))
+    of_h[active] = of_active
+    of_a = -(np.outer(of_eq, y) + np.outer(multipliers.eq, dy))
+    return -(np.outer(dy, y) + np.outer(y, dy)) / 2, -dy, of_g, of_h, of_a, of_eq
+
+
+def test_quadratic_program_has_the_gradients_of_kkt_algebra_in_all_six_parameters():
+    parts = random_program(0)
+    weights = np.random.default_rng(1).normal(size=6)
+
+    def loss(*parts):
+        found = quadratic_program(*parts)
+        return weights @ found.y, found
+
+    gradients, found = jax.grad(loss, argnums=tuple(range(6)), has_aux=True)(*parts)
+    assert 0 < int(np.sum(np.asarray(found.multipliers.ineq) > 1e-9)) < 5
+    expected = kkt_gradients(parts, np.asarray(found.y), found.multipliers, weights)
+    for name, one, other in zip("QcGhAb", gradients, expected, strict=True):
+        size = np.max(np.abs(other))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * size, err_msg=name)
+
+
+def test_batch_of_programs_equals_single_solves():
+    batch = [random_program(seed) for seed in range(8)]
+    stacked = tuple(jnp.stack(parts) for parts in zip(*batch, strict=True))
+
+    @jax.jit
+    def slope(*parts):
+        return jax.grad(lambda c: jnp.sum(quadratic_program(parts[0], c, *parts[2:]).y))(parts[1])
+
+    together = jax.vmap(slope)(*stacked)
+    alone = jnp.stack([slope(*parts) for parts in batch])
+    # Batched and single factorisations round differently.
+    assert_close(together, alone, 1e-9)
+
+
+def in_the_disc(p, radius):
+    """Not convex: the objective curves down along y0."""
+
+    def objective(y, p, radius):
+        return -(y[0] ** 2) / 2 + y[1] ** 2 - p @ y
+
+    return solve(
+        objective, jnp.array([0.5, 0.1]), p, radius,
+        ineq=lambda y, p, radius: y @ y - radius**2, bounds=(None, 2.0),
+    )  # fmt: skip
+
+
+def test_nonconvex_program_on_a_disc_agrees_with_central_differences():
+    p, radius = jnp.array([0.3, 0.4]), jnp.array(1.5)
+    found = in_the_disc(p, radius)
+    assert int(found.report.status) == Status.CONVERGED
+    assert found.report.curvature > 0
+    assert_close(jnp.linalg.norm(found.y), radius, 1e-12)
+    for output in (lambda f: f.y[0], lambda f: f.multipliers.ineq, lambda f: f.value):
+        slopes = jax.grad(lambda p, r, o=output: o(in_the_disc(p, r)), argnums=(0, 1))(p, radius)
+        direction = jnp.array([0.6, -0.8])
+        along_p = central_difference(lambda p, o=output: o(in_the_disc(p, radius)), p, direction)
+        along_r = central_difference(
+            lambda r, o=output: o(in_the_disc(p, r)), radius, jnp.array(1.0)
+        )
+        assert_close(slopes[0] @ direction, along_p, 1e-8)
+        assert_close(slopes[1], along_r, 1e-8)
+
+
+def test_all_second_order_nestings_agree_for_a_constrained_problem():
+    def loss(p):
+        found = argmin(
+            lambda y, p: jnp.sum(jnp.cosh(y - p)), jnp.zeros(2), p,
+            eq=lambda y, p: y[0] * y[1] - 0.5, bounds=(0.1, None), forward_mode=True,
+        )  # fmt: skip
+        return jnp.sum(found**2)
+
+    p = jnp.array([0.9, 0.4])
+    direction = jnp.array([1.0, -0.5])
+    expected = central_difference(jax.grad(loss), p, direction)
+    for outer in (jax.jacfwd, jax.jacrev):
+        for inner in (jax.jacfwd, jax.jacrev):
+            assert_close(outer(inner(loss))(p) @ direction, expected, 1e-8)
+
+
+def test_bounds_are_differentiable_and_may_hold_infinities():
+    lower = jnp.array([-jnp.inf, 0.2, -jnp.inf, -jnp.inf])
+    upper = jnp.array([0.2, jnp.inf, jnp.inf, 1.0])
+
+    def held(lower, upper, p):
+        return argmin(distance, START, p, bounds=(lower, upper))
+
+    assert_close(held(lower, upper, P), jnp.array([0.2, 0.2, -0.2, 0.5]), 1e-12)
+    of_lower, of_upper, of_p = jax.jacrev(held, argnums=(0, 1, 2))(lower, upper, P)
+    assert_close(of_lower, jnp.diag(jnp.array([0.0, 1, 0, 0])), 1e-12)
+    assert_close(of_upper, jnp.diag(jnp.array([1.0, 0, 0, 0])), 1e-12)
+    assert_close(of_p, jnp.diag(jnp.array([0.0, 0, 1, 1])), 1e-12)
+
+
+def test_fixed_variables_follow_their_bound():
+    fixed = jnp.array([0.7, -jnp.inf, -jnp.inf, -jnp.inf])
+
+    def loss(value):
+        lower = fixed.at[0].set(value)
+        upper = jnp.full(4, jnp.inf).at[0].set(value)
+        return argmin(distance, START, P, eq=sums_to_one, bounds=(lower, upper))
+
+    value = jnp.array(0.7)
+    free = P[1:] - (jnp.sum(P[1:]) - 0.3) / 3
+    assert_close(loss(value), jnp.concatenate([value[None], free]), 1e-12)
+    assert_close(jax.jacrev(loss)(value), jnp.array([1.0, -1 / 3, -1 / 3, -1 / 3]), 1e-12)
+
+
+def test_weakly_active_bound_is_counted_and_has_the_derivative_without_it():
+    """min (y - p)^2 with y <= p: the bound holds, and pushes with no force."""
+    found = solve(lambda y, p: (y - p) ** 2, jnp.zeros(()), 1.0, bounds=(None, 1.0))
+    assert int(found.report.weakly_active) == 1
+    assert int(found.report.status) == Status.CONVERGED
+    slope = jax.grad(lambda p: argmin(lambda y: (y - p) ** 2, jnp.zeros(()), bounds=(None, 1.0)))
+    assert_close(slope(1.0), jnp.array(1.0), 1e-10)
+    strictly = solve(lambda y, p: (y - p) ** 2, jnp.zeros(()), 1.5, bounds=(None, 1.0))
+    assert int(strictly.report.weakly_active) == 0
+    assert_close(slope(1.5), jnp.array(0.0), 1e-10)
+
+
+def test_constraint_that_is_given_twice_is_reported_and_the_gradient_right():
+    def twice(p):
+        return solve(distance, START, p, eq=lambda y, p: jnp.stack([sums_to_one(y)] * 2))
+
+    assert int(twice(P).report.rank_deficiency) == 1
+    assert_close(jax.jacrev(lambda p: twice(p).y)(P), jnp.eye(4) - 0.25, 1e-10)
+
+
+def test_vertex_of_a_linear_program_moves_with_its_constraints():
+    """max y0 + y1 with y0 + 2 y1 <= a, 2 y0 + y1 <= b: the vertex ((2b - a)/3, (2a - b)/3)."""
+
+    def vertex(a, b):
+        return solve(
+            lambda y: -jnp.sum(y), jnp.zeros(2), bounds=(0.0, None),
+            ineq=lambda y: {"one": y[0] + 2 * y[1] - a, "other": 2 * y[0] + y[1] - b},
+        )  # fmt: skip
+
+    found = vertex(3.0, 3.3)
+    assert_close(found.y, jnp.array([1.2, 0.9]), 1e-10)
+    assert set(found.multipliers.ineq) == {"one", "other"}
+    assert np.isinf(found.report.curvature)
+    of_a, of_b = jax.jacrev(lambda a, b: vertex(a, b).y, argnums=(0, 1))(3.0, 3.3)
+    assert_close(of_a, jnp.array([-1 / 3, 2 / 3]), 1e-10)
+    assert_close(of_b, jnp.array([2 / 3, -1 / 3]), 1e-10)
+
+
+def test_maximum_on_the_constraint_is_no_minimum():
+    """Where a solver stops on the far side of the circle, the Lagrangian curves down."""
+    found = solve(
+        lambda y: y[0], jnp.array([1.0, 0.0]), eq=lambda y: y @ y - 1,
+        solver=lambda f, y0: jnp.array([1.0, 0.0]), on_failure="ignore",
+    )  # fmt: skip
+    assert int(found.report.status) == Status.NOT_A_MINIMUM
+    assert found.report.curvature < 0
+
+
+def test_point_of_a_callable_gets_its_multipliers_and_is_polished():
+    exact = on_the_simplex(P)
+    rough = on_the_simplex(P, solver=lambda f, y0, p: exact.y + 1e-4)
+    assert_close(rough.y, exact.y, 1e-12)
+    assert_close(rough.multipliers.lower, exact.multipliers.lower, 1e-10)
+
+
+@pytest.mark.parametrize("linear_solver", [SVD(), lx.LU()], ids=["SVD", "LU"])
+def test_other_linear_solvers_give_the_same_gradient(linear_solver):
+    def loss(p, **options):
+        return jnp.sum(jnp.sin(on_the_simplex(p, **options).y))
+
+    found = jax.grad(loss)(P, linear_solver=linear_solver)
+    assert_close(found, jax.grad(loss)(P), 1e-10)
+
+
+def test_float32_reaches_its_own_tolerance():
+    found = on_the_simplex(P.astype(jnp.float32))
+    assert found.y.dtype == jnp.float32
+    assert_close(found.y, on_the_simplex(P).y.astype(jnp.float32), 1e-5)
+
+
+def test_interior_point_serves_problems_without_constraints_too():
+    y = argmin(lambda y, t: jnp.sum(y**4 / 4 - t * y), jnp.ones(3), P[:2].sum() + 1.0,
+               solver=InteriorPoint())  # fmt: skip
+    assert_close(y, jnp.full(3, 1.4 ** (1 / 3)), 1e-12)
+
+
+FAILING = {
+    "contradictory constraints": (
+        lambda **o: solve(distance, START, P, ineq=lambda y, p: jnp.stack([y[0] + 1, 1 - y[0]]), **o),
+        Status.INFEASIBLE,
+    ),
+    "contradictory traced bounds": (
+        lambda **o: jax.jit(
+            lambda l: solve(distance, START, P, bounds=(l, 0.0), **o).report
+        )(jnp.array(1.0)),
+        Status.INFEASIBLE,
+    ),
+    "unbounded": (
+        lambda **o: solve(lambda y, p: -jnp.sum(y), START, P, bounds=(0.0, None), **o),
+        Status.UNBOUNDED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILING.values(), ids=FAILING.keys())
+def test_problem_without_a_solution_is_named(case):
+    call, status = case
+    found = call(on_failure="ignore")
+    report = getattr(found, "report", found)
+    assert Status(int(report.status)) is status
+
+
+def test_infeasible_lane_fails_alone():
+    def slope(upper):
+        return jax.grad(
+            lambda p: jnp.sum(
+                argmin(distance, START, p, eq=sums_to_one, bounds=(0.0, upper), on_failure="nan")
+            )
+        )(P)
+
+    slopes = jax.vmap(slope)(jnp.array([0.1, 0.5]))  # four times 0.1 is less than one
+    assert np.all(np.isnan(slopes[0]))
+    assert_close(slopes[1], slope(jnp.array(0.5)), 1e-12)
+    with pytest.raises(ArgminError, match="INFEASIBLE"):
+        argmin(distance, START, P, eq=sums_to_one, bounds=(0.0, 0.1))
+
+
+BAD = {
+    "bounds that contradict": ({"bounds": (1.0, 0.0)}, ValueError, r"bounds contradict .* entry 0"),
+    "NaN bound": ({"bounds": (jnp.nan, None)}, ValueError, r"bounds contradict each other"),
+    "one bound": ({"bounds": 1.0}, TypeError, r"bounds must be a pair .* found float"),
+    "bound of another shape": (
+        {"bounds": (jnp.zeros(3), None)},
+        ValueError,
+        r"lower bound, of shape \(3,\), does not fit y0, of shape \(4,\)",
+    ),
+    "bound of another structure": (
+        {"bounds": (None, {"a": 1.0})},
+        ValueError,
+        r"the upper bound must be a number, None or a pytree like y0",
+    ),
+    "truth value": (
+        {"ineq": lambda y, p: y > 0},
+        ValueError,
+        r"ineq must return .* found bool .* not a truth value",
+    ),
+    "too many equalities": (
+        {"eq": lambda y, p: jnp.zeros(5)},
+        ValueError,
+        r"eq returns 5 equalities for 4 unknowns",
+    ),
+    "no function": ({"eq": 1.0}, TypeError, r"eq must be a function"),
+    "solver without constraints": (
+        {"eq": sums_to_one, "solver": LBFGS()},
+        ValueError,
+        r"solver=LBFGS\(...\) knows nothing of constraints",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_bad_constraint_is_refused_by_its_name(case):
+    options, error, message = case
+    with pytest.raises(error, match=message):
+        argmin(distance, START, P, **options)
