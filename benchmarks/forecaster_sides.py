@@ -79,7 +79,7 @@ class JaxSide:
         return Pass(np.array(w), np.array(predictions)[..., 0], float(loss), weights_of(gradients))
 
     def train(self, x, y) -> float:
-        self.state, self.opt_state, loss = self.step(self.state, self.opt_state, x, y)
+        self.state, self.opt_state, loss, _ = self.step(self.state, self.opt_state, x, y)
         return float(loss)
 
     def runs(self, x, y) -> dict[str, Callable[[], Any]]:

@@ -14,6 +14,9 @@ LONGEST_GAP = 14  # calendar days; the longest in the bundled prices, September 
 
 COLUMNS = ("date", "name", "close")
 
+# Two new shares for an old one, on the first day of the new price.
+BUNDLED_SPLITS = (("AAPL", "2000-06-21"), ("AAPL", "2005-02-28"), ("MSFT", "2003-02-18"))
+
 
 def load_prices(path: str | Path | None = None, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Daily closing prices as a tidy table.
@@ -51,6 +54,20 @@ def load_prices(path: str | Path | None = None, names: Sequence[str] | None = No
     prices = prices.sort_values(["name", "date"], kind="stable").reset_index(drop=True)
     check_prices(prices)
     return prices
+
+
+def adjust_for_splits(prices: pd.DataFrame) -> pd.DataFrame:
+    """The prices with those before each of `BUNDLED_SPLITS` halved, so that a return across the
+    day is that of who held the stock. A split that the prices do not show (they fall by less than
+    a third, as those of a file that is adjusted already) is left as it is."""
+    close = prices["close"].to_numpy(np.float64).copy()
+    name, date = prices["name"].to_numpy(), prices["date"].to_numpy()
+    for stock, day in BUNDLED_SPLITS:
+        before = np.flatnonzero((name == stock) & (date < np.datetime64(day)))
+        after = np.flatnonzero((name == stock) & (date >= np.datetime64(day)))
+        if len(before) and len(after) and close[after[0]] < 2 / 3 * close[before[-1]]:
+            close[before] /= 2
+    return prices.assign(close=close)
 
 
 def check_prices(prices: pd.DataFrame) -> None:

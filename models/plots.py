@@ -1,16 +1,18 @@
-"""The two pictures of a run. Drawn on figures of their own: no display, no global state."""
+"""The pictures of the runs. Drawn on figures of their own: no display, no global state."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from data import Segments
 
+from . import backtest
 from .training import EpochMetrics
 
 INK, GREY, BLUE, ORANGE = "#22262e", "#9aa1ad", "#1f6fb4", "#e07b28"
@@ -66,6 +68,60 @@ def forecast_figure(
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+STOCKS = ("#1f6fb4", "#e07b28", "#4f9d69", "#b4476b", "#7d6bb0", "#c2a83e", "#5aa6b5", "#8a6a52")
+
+
+def portfolio_figure(
+    dates: pd.DatetimeIndex,
+    paths: dict[str, backtest.Path],
+    labels: dict[str, str],
+    names: Sequence[str],
+    shown: str,
+) -> Figure:
+    """The wealth of each strategy, net of costs; its losses from the peak; and the weights over
+    time of the one ``shown``."""
+    figure = Figure(figsize=(9.0, 8.2), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1.2, 2))
+    colors = dict(zip(paths, (ORANGE, BLUE, GREY), strict=False))
+    for name, path in reversed(paths.items()):
+        wealth = backtest.wealth_of(path)
+        line = {"color": colors[name], "lw": 2.0 if name == shown else 1.5}
+        top.plot(dates, wealth, **line)
+        note = f"{labels[name]}  {wealth[-1]:.2f}"
+        top.plot([], [], **line, label=note)
+        middle.plot(dates, -100 * backtest.drawdowns(path), **line)
+    top.set_yscale("log")
+    top.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    top.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    top.yaxis.set_minor_formatter(NullFormatter())
+    top.legend(frameon=False, reverse=True, loc="upper left", fontsize=9)
+    _titled(top, "Wealth net of costs, from 1; every year was unseen when it began", "")
+    _titled(middle, "Below the last peak", "percent")
+    weights = paths[shown].weights
+    weights = 100 * np.vstack([weights, weights[-1:]])
+    shades = [STOCKS[i % len(STOCKS)] for i in range(len(names))]
+    bottom.stackplot(dates, weights.T, colors=shades, alpha=0.85, lw=0, step="post")
+    middles = np.cumsum(weights[-1]) - weights[-1] / 2
+    for name, color, height, share in zip(names, shades, middles, weights[-1], strict=True):
+        if share > 4:
+            bottom.annotate(
+                name, (1.01, height), xycoords=("axes fraction", "data"), color=color, va="center",
+                fontsize=9, annotation_clip=False,
+            )  # fmt: skip
+    bottom.set_ylim(0, 100)
+    _titled(bottom, f"Weights of the portfolio {labels[shown]}", "percent")
+    bottom.set_xlim(dates[0], dates[-1])
+    return figure
+
+
+def _titled(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_ylabel(unit)
+    axes.grid(axis="y", color="#e8eaee", lw=0.7)
+    axes.set_axisbelow(True)
+    _quiet(axes)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

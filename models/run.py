@@ -1,11 +1,8 @@
 """A run: trains, evaluates, and keeps a folder from which it can be taken up again."""
 
 import csv
-import hashlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from flax import nnx
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -24,13 +20,9 @@ from data import Segments, load_prices, make_segments
 from . import plots, training
 from .checkpoints import Checkpoints
 from .forecaster import BASE_DAYS, TARGET_DAYS, EncoderPredictorDecoder
+from .output import UserError, prepare_output, record_of, require, save, write
 
 DTYPES = ("float64", "float32")
-OUTPUTS = ("metrics.csv", "results.json", "loss.png", "forecast.png")
-
-
-class UserError(ValueError):
-    """Something that the person at the command line can put right; its text says how."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +46,12 @@ class Config:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         rate = self.learning_rate
-        _require(0 < rate < float("inf"), "learning_rate", "positive and finite", rate)
-        _require(0 < self.decay <= 1, "decay", "above 0 and at most 1", self.decay)
-        _require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
-        _require(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", self.dtype)
-
-
-# Options that may change when a run is taken up again.
-FREE_ON_RESUME = ("epochs", "checkpoint_every", "path")
+        require(0 < rate < float("inf"), "learning_rate", "positive and finite", rate)
+        require(0 < self.decay <= 1, "decay", "above 0 and at most 1", self.decay)
+        require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
+        require(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", self.dtype)
 
 
 @dataclass(frozen=True)
@@ -101,8 +89,8 @@ def run(
         prices, train, test = _load(config)
     except ValueError as error:  # of the data or the options
         raise UserError(str(error)) from error
-    record = _record_of(config, prices)
-    _prepare_output(output, record, resume, overwrite)
+    record = record_of(config, prices)
+    prepare_output(output, record, resume, overwrite)
     console.print(
         f"{len(train)} training and {len(test)} test segments of {BASE_DAYS} + {TARGET_DAYS} days;"
         f" output in {output}",
@@ -138,9 +126,10 @@ def _train(
 ) -> Results:
     steps = len(training.training_batches(len(train), config.batch_size, config.seed, 0))
     optimizer = training.make_optimizer(config.learning_rate, config.decay, steps)
-    graphdef, state = nnx.split(_make_model(config))
+    graphdef, state = nnx.split(_make_model(config, on_failure="nan"))
     step = training.make_train_step(graphdef, optimizer)
-    predict = training.make_predict(graphdef)
+    # A batch that cannot be learned from is skipped; a forecast that is none is an error.
+    predict = training.make_predict(nnx.graphdef(_make_model(config, on_failure="raise")))
     start = training.Progress(state, training.init_optimizer(optimizer, state), ())
     with Checkpoints(output / "checkpoints") as checkpoints:
         progress, warnings = checkpoints.load_latest(start)
@@ -154,7 +143,7 @@ def _train(
                 f"--epochs {config.epochs}: {output} has {len(progress.history)} epochs behind "
                 "it already. Ask for as many or more, or choose another --output."
             )
-        _write(output / "config.json", json.dumps(record, indent=2) + "\n")
+        write(output / "config.json", json.dumps(record, indent=2) + "\n")
         _write_metrics(output, progress)
         with _bar(console) as bar:
             first = len(progress.history)
@@ -163,6 +152,7 @@ def _train(
                 progress = _train_one_epoch(
                     config, step, predict, progress, train, test, epoch,
                     lambda note: bar.update(task, advance=1, note=note),
+                    lambda line: console.print(line, style="yellow", markup=False),
                 )  # fmt: skip
                 if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
                     checkpoints.save(progress)
@@ -180,10 +170,11 @@ def _train_one_epoch(
     test: Segments,
     epoch: int,
     on_step: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> training.Progress:
     previous = f", test loss {progress.history[-1].test_loss:.4g}" if progress.history else ""
     batches = training.training_batches(len(train), config.batch_size, config.seed, epoch)
-    state, opt_state, loss = training.train_epoch(
+    state, opt_state, loss, skipped = training.train_epoch(
         step,
         progress.state,
         progress.opt_state,
@@ -191,6 +182,10 @@ def _train_one_epoch(
         train.target,
         batches,
         lambda loss: on_step(f"epoch {epoch + 1}, loss {loss:.4g}{previous}"),
+        lambda number, state: log(
+            f"warning: epoch {epoch + 1}, step {number} skipped: its loss or a gradient is not "
+            f"finite; the argmin {_finding(state)}"
+        ),
     )
     forecasts = training.evaluate(predict, state, test, config.batch_size)
     with np.errstate(over="ignore"):  # judged in the next line
@@ -206,8 +201,14 @@ def _train_one_epoch(
         train_loss=loss,
         test_loss=test_loss,
         ridge_lambda=float(np.exp(np.asarray(state["predictor"]["log_lambda"][...]))),
+        skipped=skipped,
     )
     return training.Progress(state, opt_state, (*progress.history, row))
+
+
+def _finding(state: nnx.State) -> str:
+    """Status and meaning, of the last call of the argmin in training."""
+    return str(state["predictor"]["argmin"]["report"].get_value()).splitlines()[0]
 
 
 def _finish(
@@ -230,17 +231,17 @@ def _finish(
         "ridge": training.errors_of(ridge, test),
     }
     results = {name: asdict(error) for name, error in errors.items()}
-    _write(output / "results.json", json.dumps(results, indent=2) + "\n")
+    write(output / "results.json", json.dumps(results, indent=2) + "\n")
     loss = errors["persistence"].rmse_scaled ** 2
-    _save(plots.loss_figure(progress.history, loss), output / "loss.png")
-    _save(plots.forecast_figure(test, forecasts, flat), output / "forecast.png")
+    save(plots.loss_figure(progress.history, loss), output / "loss.png")
+    save(plots.forecast_figure(test, forecasts, flat), output / "forecast.png")
     console.print(_table(errors, ridge_lambda, len(test), config.scaling))
     console.print(_verdict(errors))
     console.print(f"pictures, metrics and checkpoints: {output}", markup=False)
     return Results(output, progress, errors)
 
 
-def _make_model(config: Config) -> EncoderPredictorDecoder:
+def _make_model(config: Config, on_failure: str) -> EncoderPredictorDecoder:
     last_activation = config.last_activation
     if last_activation is None:
         last_activation = config.scaling == "none"
@@ -248,6 +249,7 @@ def _make_model(config: Config) -> EncoderPredictorDecoder:
         rngs=nnx.Rngs(config.seed),
         dtype=np.dtype(config.dtype),
         last_activation=last_activation,
+        on_failure=on_failure,
     )
 
 
@@ -256,121 +258,13 @@ def _in_dtype(segments: Segments, dtype: str) -> Segments:
     return replace(segments, base=segments.base.astype(dtype), target=segments.target.astype(dtype))
 
 
-def _require(condition: bool, name: str, wanted: str, found: object) -> None:
-    if not condition:
-        raise UserError(f"--{name.replace('_', '-')} must be {wanted}; found {found!r}.")
-
-
-# The output folder.
-
-
-def _prepare_output(output: Path, record: dict, resume: bool, overwrite: bool) -> None:
-    """Makes sure that the folder holds nothing, or what is to be resumed, and config.json."""
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other. Choose one.")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file. Choose a folder.")
-    saved = output / "config.json"
-    if saved.exists():
-        before = _read_record(saved)
-        if overwrite:
-            _remove_run(output)
-        elif resume:
-            _check_same(output, before, record)
-        else:
-            raise UserError(
-                f"--output {output} holds another run. Go on with it by --resume, replace it by "
-                "--overwrite, or choose another folder."
-            )
-    elif output.exists():
-        others = [path.name for path in output.iterdir() if not path.name.endswith(".partial")]
-        if others:
-            raise UserError(
-                f"--output {output} is not empty and holds no run (it has {sorted(others)[0]} but "
-                "no config.json). Choose another folder."
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    if not saved.exists():
-        _write(saved, json.dumps(record, indent=2) + "\n")
-
-
-def _record_of(config: Config, prices: pd.DataFrame) -> dict:
-    """The contents of config.json: the options, and a fingerprint of the prices."""
-    rows = prices.to_csv(index=False)
-    return asdict(config) | {"prices_sha256": hashlib.sha256(rows.encode()).hexdigest()}
-
-
-def _read_record(saved: Path) -> dict:
-    """What a run wrote to its config.json. Models of other makers have a config.json too, and
-    nothing of theirs is to be replaced."""
-    try:
-        record = json.loads(saved.read_text(encoding="utf-8"))
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or "prices_sha256" not in record:
-        raise UserError(
-            f"--output {saved.parent} holds no run: its config.json is damaged, or something "
-            "else wrote it. Choose another folder."
-        )
-    return record
-
-
-def _check_same(output: Path, before: dict, record: dict) -> None:
-    now = json.loads(json.dumps(record))
-    for name in now:
-        if name in FREE_ON_RESUME or before.get(name) == now[name]:
-            continue
-        if name == "prices_sha256":
-            raise UserError(
-                f"--resume: the prices are not those that the run in {output} began with. "
-                "Give the same ones, or choose another --output."
-            )
-        option = "--" + name.replace("_", "-")
-        raise UserError(
-            f"--resume: {option} is {_shown(now[name])} now, but was {_shown(before.get(name))} "
-            f"when the run in {output} began. Give it as then, or choose another --output."
-        )
-
-
-def _shown(value: object) -> str:
-    """The value of an option; a list as one gives it at the command line."""
-    if value is None:
-        return "left out"
-    return " ".join(value) if isinstance(value, list) else str(value)
-
-
-def _remove_run(output: Path) -> None:
-    """Deletes what a run writes and nothing else; config.json, which marks it as a run, last."""
-    checkpoints = output / "checkpoints"
-    if checkpoints.exists():
-        shutil.rmtree(checkpoints)
-    for name in (*OUTPUTS, "config.json"):
-        (output / name).unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    plots.save_figure(figure, partial)
-    os.replace(partial, path)
-
-
 def _write_metrics(output: Path, progress: training.Progress) -> None:
     """metrics.csv from the history, so that after a resume it has the checkpoint's epochs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([column.name for column in fields(training.EpochMetrics)])
     writer.writerows(asdict(row).values() for row in progress.history)
-    _write(output / "metrics.csv", text.getvalue())
+    write(output / "metrics.csv", text.getvalue())
 
 
 # What the terminal shows.

@@ -16,7 +16,8 @@ from argmin_jax import ArgminError
 from data.segments import SCALINGS, SPLITS
 
 from .checkpoints import CorruptCheckpointError
-from .run import DTYPES, Config, UserError, run
+from .output import UserError, one_line
+from .run import DTYPES, Config, run
 
 RUNS = Path("runs")
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with threadpool_limits(limits=1, user_api="blas"):
             run(config, output, options.resume, options.overwrite, console)
     except (UserError, OSError, CorruptCheckpointError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (ArgminError, JaxRuntimeError, ValueError) as error:
         if "ArgminError" not in f"{type(error)} {error}":
@@ -180,13 +181,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose_output(output: str | None, resume: bool) -> Path:
+def choose_output(output: str | None, resume: bool, runs: Path = RUNS) -> Path:
     """The output folder: the one asked for, or the next (with ``resume`` the last) numbered."""
     if output is not None:
         return Path(output)
-    numbers = [int(path.name) for path in RUNS.glob("[0-9]*") if path.name.isdecimal()]
+    numbers = [int(path.name) for path in runs.glob("[0-9]*") if path.name.isdecimal()]
     last = max(numbers, default=0)
-    return RUNS / f"{max(last, 1) if resume else last + 1:03d}"
+    return runs / f"{max(last, 1) if resume else last + 1:03d}"
 
 
 # Errors.
@@ -197,10 +198,6 @@ def _config_from(options: argparse.Namespace) -> Config:
     if values["names"] is not None:
         values["names"] = tuple(values["names"])
     return Config(**values)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _argmin_message(error: Exception) -> str:

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from argmin_jax.nnx import LastReport
 from data import Segments
 
 from .forecaster import HISTORY_DAYS, apply_weights, ridge_weights
@@ -26,20 +27,24 @@ from .forecaster import HISTORY_DAYS, apply_weights, ridge_weights
 RIDGE_GRID = tuple(float(10**k) for k in range(-6, 5))
 
 AnyArray = Array | np.ndarray
-TrainStep = Callable[[nnx.State, Any, AnyArray, AnyArray], tuple[nnx.State, Any, Scalar]]
+TrainStep = Callable[
+    [nnx.State, Any, AnyArray, AnyArray], tuple[nnx.State, Any, Scalar, Bool[Array, ""]]
+]
 Predict = Callable[[nnx.State, AnyArray], Array]
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
     """One row of metrics.csv. Losses are mean squared errors in scaled units: `train_loss` the
-    mean over the epoch's steps while the weights moved, `test_loss` that of `evaluate`."""
+    mean over the epoch's steps while the weights moved, `test_loss` that of `evaluate`. `skipped`
+    counts the steps that were not taken; see `make_train_step`."""
 
     epoch: int
     learning_rate: float
     train_loss: float
     test_loss: float
     ridge_lambda: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,14 @@ def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformat
         optimizer: of the model's `nnx.Param`; started by `init_optimizer`.
 
     Returns:
-        ``step(state, opt_state, x, y) -> (state, opt_state, loss)``, where state is all of the
-        model's, the last W and the running statistics among it, and loss the mean squared error
-        on this batch before the update.
+        ``step(state, opt_state, x, y) -> (state, opt_state, loss, taken)``, where state is all of
+        the model's, the last W and the running statistics among it, and loss the mean squared
+        error on this batch before the update.
+
+    A step is skipped, and ``taken`` False, where the loss or a gradient is not finite, as where the
+    argmin fails under ``on_failure="nan"``: weights, moments, statistics and W stay as they were,
+    to the bit, and only the argmin's report tells of it. One bad batch then costs one step, where
+    one NaN in the weights would cost the run.
 
     A Python loop calls it once a batch: as the body of a `lax.scan` its convolutions would take
     a hundred times as long on XLA's CPU backend (jax-ml/jax#12868).
@@ -102,11 +112,20 @@ def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformat
     def step(state: nnx.State, opt_state: Any, x: Array, y: Array):
         weights, rest = nnx.split_state(state, nnx.Param, ...)
         (loss, rest), slopes = jax.value_and_grad(loss_of, has_aux=True)(weights, rest, x, y)
-        updates, opt_state = optimizer.update(slopes, opt_state, weights)
-        moved = cast(nnx.State, optax.apply_updates(weights, updates))
-        return nnx.merge_state(moved, rest), opt_state, loss
+        updates, moments = optimizer.update(slopes, opt_state, weights)
+        moved = nnx.merge_state(cast(nnx.State, optax.apply_updates(weights, updates)), rest)
+        taken = _all_finite((loss, slopes))
+        after, opt_state = jax.tree.map(
+            partial(jnp.where, taken), (moved, moments), (state, opt_state)
+        )
+        after = nnx.merge_state(after, nnx.filter_state(rest, LastReport))
+        return after, opt_state, loss, taken
 
     return step
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 @lru_cache(maxsize=8)
@@ -154,17 +173,24 @@ def train_epoch(
     y: Float[np.ndarray, "n 10 1"],
     batches: Sequence[Int[np.ndarray, " b"]],
     on_step: Callable[[float], None] = lambda loss: None,
-) -> tuple[nnx.State, Any, float]:
-    """The state and the optimizer's after the given batches, and the mean of their losses.
+    on_skip: Callable[[int, nnx.State], None] = lambda number, state: None,
+) -> tuple[nnx.State, Any, float, int]:
+    """The state and the optimizer's after the given batches, the mean of the losses of the steps
+    that were taken (NaN if there is none), and how many were skipped.
 
-    ``on_step`` is told the loss of each step.
+    ``on_step`` is told the loss of each step; ``on_skip`` the number of a skipped one, from 1, and
+    the state after it, whose reports tell of the batch that was skipped.
     """
     losses = []
-    for batch in batches:
-        state, opt_state, loss = step(state, opt_state, x[batch], y[batch])
-        losses.append(float(loss))
-        on_step(losses[-1])
-    return state, opt_state, float(np.mean(losses))
+    for number, batch in enumerate(batches, 1):
+        state, opt_state, loss, taken = step(state, opt_state, x[batch], y[batch])
+        if taken:
+            losses.append(float(loss))
+        else:
+            on_skip(number, state)
+        on_step(float(loss))
+    mean = float(np.mean(losses)) if losses else float("nan")
+    return state, opt_state, mean, len(batches) - len(losses)
 
 
 def forecast(

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from argmin_jax import Status
+from argmin_jax.nnx import LastReport
 from models import EncoderPredictorDecoder, postdiction_loss, ridge_weights, training
 
 
@@ -108,8 +109,8 @@ def stepped():
     step = training.make_train_step(graphdef, optimizer)
     opt_state = training.init_optimizer(optimizer, state)
     x, y = windows(), jnp.zeros((8, 10, 1))
-    once, opt_state, _ = step(state, opt_state, x, y)
-    twice, opt_state, _ = step(once, opt_state, x, y)
+    once, opt_state, *_ = step(state, opt_state, x, y)
+    twice, opt_state, *_ = step(once, opt_state, x, y)
     return graphdef, opt_state, (state, once, twice)
 
 
@@ -141,6 +142,99 @@ def test_lambda_and_every_weight_move(stepped):
     _, _, (state, _, twice) = stepped
     before, after = (jax.tree.leaves(nnx.filter_state(s, nnx.Param)) for s in (state, twice))
     assert all(bool(jnp.any(a != b)) for a, b in zip(before, after, strict=True))
+
+
+def poisoned(x):
+    return x.at[3, 7, 0].set(jnp.nan)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The step under ``on_failure="nan"``, and a state and moments that one step has moved."""
+    graphdef, state = nnx.split(make_model(on_failure="nan"))
+    optimizer = training.make_optimizer(1e-2, 0.9, 10)
+    step = training.make_train_step(graphdef, optimizer)
+    start = state, training.init_optimizer(optimizer, state)
+    state, opt_state, *_ = step(*start, windows(), jnp.zeros((8, 10, 1)))
+    return step, start, (state, opt_state)
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def without_report(state):
+    return nnx.filter_state(state, nnx.Not(LastReport))
+
+
+@pytest.mark.parametrize(
+    ("poison_x", "poison_y", "status"),
+    [
+        (poisoned, lambda y: y, Status.NOT_FINITE),  # the inner problem has no solution
+        (lambda x: x, lambda y: y.at[0, 0, 0].set(jnp.nan), Status.CONVERGED),  # the loss is NaN
+        (lambda x: x, lambda y: y.at[0, 0, 0].set(1e160), Status.CONVERGED),  # it overflows
+    ],
+)
+def test_a_step_on_a_poisoned_batch_leaves_everything_but_the_report_bit_for_bit(
+    steps, poison_x, poison_y, status
+):
+    step, _, (state, opt_state) = steps
+    x, y = windows(seed=1), jnp.ones((8, 10, 1))
+    after, opt_after, loss, taken = step(state, opt_state, poison_x(x), poison_y(y))
+    assert not taken and not jnp.isfinite(loss)
+    assert bits((without_report(after), opt_after)) == bits((without_report(state), opt_state))
+    assert int(after["predictor"]["argmin"]["report"].get_value().status) == status
+    expected, found = step(state, opt_state, x, y), step(after, opt_after, x, y)
+    assert bits(found) == bits(expected) and expected[3]
+
+
+class Root(nnx.Module):
+    """sqrt(w), which is finite at 0, as its slope is not."""
+
+    def __init__(self):
+        self.w = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x):
+        return jnp.sqrt(self.w[...]) + 0 * x
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite():
+    graphdef, state = nnx.split(Root())
+    optimizer = training.make_optimizer(1e-2, 0.9, 10)
+    opt_state = training.init_optimizer(optimizer, state)
+    step = training.make_train_step(graphdef, optimizer)
+    after, opt_after, loss, taken = step(state, opt_state, jnp.ones(3), jnp.ones(3))
+    assert loss == 1 and not taken
+    assert bits((after, opt_after)) == bits((state, opt_state))
+
+
+def test_a_step_that_is_taken_is_that_of_the_plain_recipe():
+    """To rounding: the recipe is another program. Both predictors have the same weights."""
+    graphdef, state = nnx.split(make_model(on_failure="nan"))
+    optimizer = training.make_optimizer(1e-2, 0.9, 10)
+    opt_state = training.init_optimizer(optimizer, state)
+    x, y = windows(), jnp.ones((8, 10, 1))
+    after, moments, loss, taken = training.make_train_step(graphdef, optimizer)(
+        state, opt_state, x, y
+    )
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(weights):
+        return jnp.mean((nnx.merge(graphdef, weights, rest, copy=True)(x) - y) ** 2)
+
+    weights, rest = nnx.split_state(state, nnx.Param, ...)
+    expected, slopes = loss_of(weights)
+    updates, expected_moments = optimizer.update(slopes, opt_state, weights)
+    moved = optax.apply_updates(weights, updates)
+    assert taken
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    for a, b in zip(
+        jax.tree.leaves((nnx.filter_state(after, nnx.Param), moments)),
+        jax.tree.leaves((moved, expected_moments)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_prediction_uses_the_running_statistics_and_leaves_the_state(stepped):

@@ -1,6 +1,8 @@
 """Training from the command line: what a run leaves, how it is taken up again, how it refuses."""
 
 import csv
+import io
+import itertools
 import json
 import pkgutil
 import runpy
@@ -15,10 +17,12 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from models import plots, train
+from models import plots, train, training
 from models.checkpoints import Checkpoints
-from models.run import Config, UserError, run
+from models.output import UserError
+from models.run import Config, run
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 4  # with a checkpoint after the second and the last
@@ -204,6 +208,59 @@ def test_a_float32_run_computes_and_saves_in_float32(finished, config, tmp_path)
     saved = progress_in(output, replace(finished.progress, state=state, opt_state=opt_state))
     dtypes = {dtype for dtype, _, _ in bits(saved)}
     assert np.dtype("float32") in dtypes and np.dtype("float64") not in dtypes
+
+
+# A batch that cannot be learned from.
+
+
+def poison(monkeypatch, call):
+    """Puts NaN into the prices of the given call of the training step."""
+    original = training.make_train_step
+
+    def make_train_step(*args):
+        step, calls = original(*args), itertools.count(1)
+
+        def poisoned(state, opt_state, x, y):
+            return step(state, opt_state, np.nan * x if next(calls) == call else x, y)
+
+        return poisoned
+
+    monkeypatch.setattr("models.training.make_train_step", make_train_step)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_poisoned_batch_is_skipped_counted_and_logged_and_the_run_goes_on(
+    finished, config, tmp_path, monkeypatch
+):
+    """Of 7 steps an epoch, the 10th is the third of the second epoch."""
+    shown = io.StringIO()
+    with monkeypatch.context() as patched:
+        poison(patched, 10)
+        result = run(config, tmp_path / "run", console=Console(file=shown, width=300))
+    assert [row["skipped"] for row in rows_of(tmp_path / "run")] == ["0", "1", "0", "0"]
+    assert rows_of(tmp_path / "run")[0] == rows_of(finished.output)[0]
+    (line,) = [line for line in shown.getvalue().splitlines() if "skipped" in line]
+    assert "epoch 2, step 3 skipped" in line and "argmin NOT_FINITE" in line
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.progress.opt_state))
+    first, *_, last = result.progress.history
+    assert last.train_loss < 0.8 * first.train_loss
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_with_a_poisoned_batch_is_taken_up_again_to_the_same_end(
+    config, tmp_path, monkeypatch
+):
+    def stop(row):
+        if row.epoch == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        poison(patched, 10)
+        whole = run(config, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        poison(patched, 10)
+        run(config, tmp_path / "run", on_epoch=stop)
+    assert_resumes_to_the_same_end(config, tmp_path / "run", whole, saved=2)
 
 
 # Interruptions.
