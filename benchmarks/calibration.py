@@ -2,8 +2,8 @@
 
     python -m benchmarks.calibration [--json PATH] [--plot PATH] [--lanes N]
 
-Random problems f(y; A, b) = y'Ay/2 + c sum(y^4)/4 - b'y whose matrices have condition numbers from 1
-to 1e10, solved to tolerances from 1e-2 to 1e-12, in float64 and float32. The true solution, and the
+Random problems f(y; A, b) = y'Ay/2 + c sum(y^4)/4 - b'y whose matrices have condition numbers from
+1 to 1e10, solved to tolerances from 1e-2 to 1e-12, in float64 and float32. The true solution, and the
 true gradient of a random v'y* in A and b, come from Newton's method and iterative refinement with
 residuals in extended precision (64 bits of mantissa against 53).
 """
@@ -147,7 +147,9 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Hold the estimates of a report against the truth."
+    )
     parser.add_argument("--lanes", type=int, default=60, help="problems a tolerance and dtype")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write every case")

@@ -288,12 +288,14 @@ def test_interior_point_serves_problems_without_constraints_too():
 
 FAILING = {
     "contradictory constraints": (
-        lambda **o: solve(distance, START, P, ineq=lambda y, p: jnp.stack([y[0] + 1, 1 - y[0]]), **o),
+        lambda **o: solve(
+            distance, START, P, ineq=lambda y, p: jnp.stack([y[0] + 1, 1 - y[0]]), **o
+        ),
         Status.INFEASIBLE,
     ),
     "contradictory traced bounds": (
         lambda **o: jax.jit(
-            lambda l: solve(distance, START, P, bounds=(l, 0.0), **o).report
+            lambda lower: solve(distance, START, P, bounds=(lower, 0.0), **o).report
         )(jnp.array(1.0)),
         Status.INFEASIBLE,
     ),

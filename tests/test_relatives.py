@@ -153,8 +153,8 @@ def test_lasso_by_proximal_gradient_has_the_gradient_of_its_active_set():
     assert 0 < len(active) < 4
     slope = jax.jacrev(lambda p: fixed_point(step, jnp.zeros(4), p))(penalty)
     chosen = x[:, active]
-    expected = jnp.zeros(4).at[active].set(
-        -jnp.linalg.solve(chosen.T @ chosen, jnp.sign(w[active]))
+    expected = (
+        jnp.zeros(4).at[active].set(-jnp.linalg.solve(chosen.T @ chosen, jnp.sign(w[active])))
     )
     assert_close(slope, expected, 1e-10)
 
