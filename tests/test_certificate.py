@@ -1,0 +1,139 @@
+"""What a report says of the errors of solution and gradient, lane by lane."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from argmin_jax import Auto, Status, argmin, solve
+
+from .problems import assert_close, quadratic, random_spd
+
+
+def many_kinds(y, steepness, push, bend):
+    """Separable: a parabola, a double well (from its ridge, where ``bend`` > 0) and a valley."""
+    parabola = steepness * y[0] ** 2 / 2 - push * y[0]
+    well = y[1] ** 4 / 4 - bend * y[1] ** 2 / 2
+    valley = 100 * (y[3] - y[2] ** 2) ** 2 + (1 - y[2]) ** 2
+    return parabola + well + valley
+
+
+LANES = 1000
+EASY_START = np.array([0.0, 0.0, 1.0, 1.0])
+FAILED = {  # lane: what is changed there, and what comes of it
+    **dict.fromkeys((3, 250, 999), ("push", np.nan, Status.NOT_FINITE)),
+    **dict.fromkeys((17, 500), ("steepness", -1.0, Status.UNBOUNDED)),
+    **dict.fromkeys((42, 640, 777), ("bend", 1.0, Status.NOT_A_MINIMUM)),
+    **dict.fromkeys((100, 101), ("start", np.array([0.0, 0, -50, 7]), Status.MAX_STEPS)),
+}
+
+
+@pytest.fixture(scope="module")
+def thousand_lanes():
+    """The inputs of the lanes, and the function that solves one."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        "start": np.tile(EASY_START, (LANES, 1)),
+        "steepness": rng.uniform(0.5, 5, LANES),
+        "push": rng.normal(size=LANES),
+        "bend": rng.uniform(-3, -1, LANES),
+    }
+    for lane, (name, value, _) in FAILED.items():
+        inputs[name][lane] = value
+
+    @jax.jit
+    def one(start, steepness, push, bend):
+        def value(push):
+            options = {"max_steps": 12, "on_failure": "nan"}
+            found = solve(many_kinds, start, steepness, push, bend, **options)
+            return found.y[0], found
+
+        slope, found = jax.grad(value, has_aux=True)(push)
+        return found.y, slope, found.report
+
+    return inputs, one
+
+
+def test_failed_lanes_of_a_thousand_carry_their_status_and_leave_the_others_alone(thousand_lanes):
+    inputs, one = thousand_lanes
+    y, slope, report = jax.vmap(one)(*inputs.values())
+    expected = np.zeros(LANES, int)
+    for lane, (_, _, status) in FAILED.items():
+        expected[lane] = status
+    np.testing.assert_array_equal(report.status, expected)
+    solved = expected == Status.CONVERGED
+    assert solved.sum() == 990
+    assert np.all(np.isnan(np.asarray(y)[~solved])) and np.all(np.isnan(np.asarray(slope)[~solved]))
+    # y0* = push / steepness, and its derivative in the push.
+    assert_close(y[solved, 0], (inputs["push"] / inputs["steepness"])[solved], 1e-12)
+    assert_close(slope[solved], (1 / inputs["steepness"])[solved], 1e-12)
+    for lane in [*range(0, LANES, 90), *FAILED]:
+        alone = one(*(value[lane] for value in inputs.values()))
+        together = jax.tree.map(lambda leaf, k=lane: leaf[k], (y, slope))
+        # Batched and single arithmetic round differently.
+        np.testing.assert_allclose(together[0], alone[0], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(together[1], alone[1], rtol=1e-12)
+        assert int(alone[2].status) == expected[lane]
+
+
+def test_curvature_is_the_smallest_eigenvalue_of_the_hessian():
+    matrix = random_spd(3, 6, 1e3)
+    report = solve(quadratic, jnp.zeros(6), matrix, jnp.ones(6)).report
+    # A few steps of inverse iteration: within a tenth, and from above.
+    assert 1 - 1e-9 <= report.curvature < 1.1
+
+
+def test_curvature_of_a_saddle_is_negative_and_of_a_singular_hessian_zero():
+    def saddle(y):
+        return y[0] ** 2 - 3 * y[1] ** 2 + y[1] ** 4
+
+    at_saddle = solve(saddle, jnp.zeros(2), on_failure="ignore").report
+    assert int(at_saddle.status) == Status.NOT_A_MINIMUM
+    assert_close(at_saddle.curvature, jnp.array(-6.0), 1e-12)
+    flat = solve(lambda y: (y[0] + y[1] - 1) ** 2, jnp.zeros(2)).report
+    assert_close(flat.curvature, jnp.array(0.0), 1e-12)
+    assert int(flat.rank_deficiency) == 1
+
+
+def test_saddle_is_found_without_the_matrix_too():
+    scales = jnp.ones(40).at[7].set(-0.5)
+    report = solve(
+        lambda y: jnp.sum(scales * y**2) / 2 + jnp.sum(y**4), jnp.zeros(40),
+        linear_solver=Auto(dense_limit=10), on_failure="ignore",
+    ).report  # fmt: skip
+    assert int(report.status) == Status.NOT_A_MINIMUM
+    assert -0.5 - 1e-9 <= report.curvature < 0
+
+
+@pytest.mark.parametrize("exponent", [2, 6, 10])
+def test_estimates_bound_the_errors_of_an_ill_conditioned_problem(exponent):
+    """Closed form: y = b / scales, so that the gradient of sum(y) in b is 1 / scales."""
+    scales = jnp.geomspace(1.0, 10.0**-exponent, 5)
+    turn = jnp.asarray(np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))[0])
+
+    def value(b):
+        found = solve(
+            lambda y, b: jnp.sum(scales * (turn @ y) ** 2) / 2 - b @ (turn @ y), jnp.zeros(5), b
+        )
+        return jnp.sum(turn @ found.y), found
+
+    b = scales * jnp.array([1.0, -2.0, 0.5, 1.5, -1.0])
+    gradient, found = jax.grad(value, has_aux=True)(b)
+    error = jnp.linalg.norm(turn @ found.y - b / scales)
+    relative = jnp.linalg.norm(gradient - 1 / scales) / jnp.linalg.norm(1 / scales)
+    assert error <= 10 * found.report.solution_error <= 1e-14 * 10**exponent
+    assert relative <= 10 * found.report.gradient_error <= 1e-13 * 10**exponent
+
+
+def test_argmin_does_not_pay_for_the_certificate():
+    """Its program is shorter than that of `solve`, whose report is used."""
+
+    def steps_of(fn):
+        return len(jax.jit(fn).lower(jnp.ones(3)).as_text().splitlines())
+
+    def objective(y, t):
+        return jnp.sum(jnp.cosh(y - t))
+
+    plain = steps_of(lambda t: argmin(objective, jnp.zeros(3), t))
+    certified = steps_of(lambda t: solve(objective, jnp.zeros(3), t).report)
+    assert plain < certified
