@@ -1,4 +1,4 @@
-"""The README's code runs as printed, in a fresh process as its readers start it."""
+"""The code of README and docs runs as printed, in a fresh process as its readers start it."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-# Each Python block, with what the README says it prints.
-BLOCKS = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.DOTALL)
+PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("constraints", "trust"))]
+# Each Python block, with what its page says it prints.
+BLOCKS = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", "\n".join(PAGES), re.DOTALL)
 
 # One process for all: what it costs is importing JAX. Each block has its own namespace.
 RUNNER = """
@@ -44,7 +45,7 @@ def printed():
 
 
 def test_every_python_block_says_what_it_prints():
-    assert len(BLOCKS) == README.count("```python") >= 4
+    assert len(BLOCKS) == sum(page.count("```python") for page in PAGES) >= 6
 
 
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
