@@ -13,9 +13,6 @@ from argmin_jax.solvers.nlp import NonlinearProgram, nowhere
 from benchmarks.cutest_judge import judge
 from benchmarks.cutest_problems import load, program
 
-pytest.importorskip("cyipopt")
-pytest.importorskip("sif2jax")
-
 # Two minima (16), equalities (39), a vertex of the bounds (33), all kinds of constraints (71)
 NAMES = ("HS16", "HS33", "HS39", "HS71")
 PROBLEMS = load(lambda name: name in NAMES)
