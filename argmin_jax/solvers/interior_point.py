@@ -14,7 +14,7 @@ from .barrier import Point, errors, size
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
 from .kkt_system import Factors, System, factorise, solve
 from .nlp import NonlinearProgram, PrimalDual
-from .predictor import Predictor, Targets, beginning, corrected
+from .predictor import Predictor, Targets, beginning, corrected, is_convex
 from .restoration import ENOUGH, Restoration
 from .scaled import Here, Scale, ScaledProgram, Values
 
@@ -134,14 +134,15 @@ class _Method:
             lower=self.bounds.has_lower.astype(self.dtype),
             upper=self.bounds.has_upper.astype(self.dtype),
         )
-        quadratic, program = self.scaled.quadratic, self.scaled.program
+        program, curvature = self.scaled.program, self.scaled.derivatives.curvature
+        predicts = no if curvature is None else is_convex(curvature)
         return _State(
             point=point,
             values=Values(zero, rows),
             trial=point,
             forced=~no,
-            stage=jnp.array(1 if quadratic else 0, jnp.int32),
-            estimate=jnp.array(quadratic),
+            stage=predicts.astype(jnp.int32),
+            estimate=predicts,
             mu=jnp.full((), self.options.initial_barrier, self.dtype),
             filter=Filter.empty(self.dtype),
             first_theta=zero,
@@ -150,7 +151,9 @@ class _Method:
             last_shift=zero,
             scale=Scale(one, jnp.ones_like(rows)),
             restoration=Restoration(no, one, y, zero, one),
-            free=Predictor(~no, jnp.inf * one, jnp.array(0, jnp.int32)) if quadratic else None,
+            free=None
+            if curvature is None
+            else Predictor(predicts, jnp.inf * one, jnp.array(0, jnp.int32)),
             pull=jnp.zeros_like(y),
             steps=jnp.array(0, jnp.int32),
             finished=no,
@@ -185,7 +188,7 @@ class _Method:
             state.trial,
             state.scale,
             restoration,
-            scaling=choosing if self.scaled.quadratic else scaling,
+            scaling=state.steps == 0,
             slackening=choosing,
         )
         before = self.merit(state.point.x, state.values, state.mu, restoration)
@@ -248,7 +251,7 @@ class _Method:
         failed = stuck | (~accepted & ~corrects & (shorter < floor))
 
         # The direction
-        system = self.system(here, mu, restoration, state.estimate)
+        system = self.system(here, mu, restoration, state)
         factors = factorise(system, state.last_shift, accepted & ~scaling)
         failed = failed | (accepted & ~scaling & ~factors.sound)
         slope = self.slope(here, mu, restoration)
@@ -257,7 +260,7 @@ class _Method:
         )
         rx = slope + here.times_rows(here.point.rows)
         rc = jnp.where(restoration.active, 0, here.values.c)
-        rx, rc = _where(state.estimate, self.estimating(here), (rx, rc))
+        rx, rc = _where(state.estimate, self.estimating(here, self.is_free(state)), (rx, rc))
         left_over = search.alpha * search.corrected + here.values.c
         kept = None
         if state.kept is not None:
@@ -388,19 +391,14 @@ class _Method:
         slope = here.gradient + self.bounds.slope(here.point.x, mu)
         return jnp.concatenate([slope[: self.n] + back, slope[self.n :]])
 
-    def system(
-        self, here: Here, mu: Scalar, restoration: Restoration, estimate: Bool[Array, ""]
-    ) -> System:
+    def system(self, here: Here, mu: Scalar, restoration: Restoration, state: _State) -> System:
+        estimate, begins = state.estimate, state.estimate & self.is_free(state)
         near = restoration.curvature(mu)
         curvature = self.bounds.curvature(here.point)
         curvature = jnp.concatenate([curvature[: self.n] + near, curvature[self.n :]])
-        ones = jnp.ones_like(curvature)
-        factor = here.factor
-        if self.scaled.quadratic:
-            bounded = self.bounds.has_lower | self.bounds.has_upper
-            ones = jnp.where(bounded, 1, 0).astype(self.dtype)
-        else:
-            factor = jnp.where(estimate, 0, factor)
+        bounded = self.bounds.has_lower | self.bounds.has_upper
+        ones = jnp.where(begins & ~bounded, 0, jnp.ones_like(curvature))
+        factor = jnp.where(estimate & ~begins, 0, here.factor)
         return System(
             hessian=here.hessian,
             factor=factor,
@@ -411,15 +409,15 @@ class _Method:
             fixed=self.scaled.fixed,
         )
 
-    def estimating(self, here: Here) -> tuple[Array, Array]:
+    def estimating(self, here: Here, begins: Bool[Array, ""]) -> tuple[Array, Array]:
         """The right-hand sides for the first multipliers: least squares, section 3.6.
 
-        On a quadratic program, those of a start, see `beginning`.
+        Where the predictor ``begins``, those of its start, see `beginning`.
         """
-        if self.scaled.quadratic:
-            slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), here.point.x[self.n :]])
-            return here.gradient, here.values.c - slacks
-        return here.gradient - here.point.lower + here.point.upper, jnp.zeros_like(here.values.c)
+        slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), here.point.x[self.n :]])
+        start = here.gradient, here.values.c - slacks
+        slope = here.gradient - here.point.lower + here.point.upper
+        return _where(begins, start, (slope, jnp.zeros_like(slacks)))
 
     def estimated(self, point: Point, dx: Array, drows: Array, free: Predictor | None) -> Point:
         rows = jnp.where(size(drows) <= LARGEST_MULTIPLIER, drows, 0)

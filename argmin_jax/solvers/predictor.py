@@ -5,6 +5,7 @@ Mehrotra, On the implementation of a primal-dual interior point method, 1992.
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.lax.linalg import cholesky
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .barrier import Bounds, Point
@@ -85,6 +86,15 @@ def beginning(scaled: ScaledProgram, point: Point, dx: Array, drows: Array) -> P
         upper=point.upper,
     )
     return scaled.inside(begun)
+
+
+def is_convex(curvature: Float[Array, "n n"]) -> Bool[Array, ""]:
+    """Whether a matrix is positive semidefinite, to half of the digits."""
+    eps = float(jnp.finfo(curvature.dtype).eps)
+    n = curvature.shape[0]
+    least = eps**0.5 * jnp.max(jnp.abs(curvature), initial=eps)
+    shifted = curvature + least * jnp.eye(n, dtype=curvature.dtype)
+    return jnp.all(jnp.isfinite(jnp.diagonal(cholesky(shifted, symmetrize_input=False))))
 
 
 def _lifted(x: Array) -> Array:
