@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import nnls
 
@@ -26,7 +27,8 @@ def linearised(program: NonlinearProgram, y: np.ndarray) -> list[np.ndarray]:
     """Value, rows and their slopes at y, in NumPy."""
     parts = []
     for fn in (program.objective, program.equalities, program.inequalities):
-        parts += [fn(y), jax.jacfwd(fn)(y)]
+        at = jnp.asarray(y)
+        parts += [fn(at), jax.jacfwd(fn)(at)]
     return [np.asarray(part, float) for part in parts]
 
 

@@ -1,6 +1,6 @@
 """Ipopt through cyipopt, and InteriorPoint against it on problems of Hock and Schittkowski."""
 
-import builtins
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,8 @@ from argmin_jax.solvers.nlp import NonlinearProgram, nowhere
 from benchmarks.cutest_judge import judge
 from benchmarks.cutest_problems import load, program
 
-pytest.importorskip("cyipopt")
-pytest.importorskip("sif2jax")
-
-# Inequalities, equalities, bounds, a degenerate solution (24), nonconvex ones, one without
-# an interior of its bounds' corner (33) and several that need more than one barrier parameter
-NAMES = ("HS7", "HS12", "HS16", "HS24", "HS26", "HS33", "HS39", "HS43", "HS65", "HS71", "HS76",
-         "HS100")  # fmt: skip
+# Two minima (16), equalities (39), a vertex of the bounds (33), all kinds of constraints (71)
+NAMES = ("HS16", "HS33", "HS39", "HS71")
 PROBLEMS = load(lambda name: name in NAMES)
 
 
@@ -79,14 +74,7 @@ def test_options_reach_ipopt():
 
 
 def test_names_the_extra_that_is_missing(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "cyipopt":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "cyipopt", None)
     with pytest.raises(ImportError, match=r"argmin_jax\[ipopt\]"):
         Ipopt()
 
@@ -95,11 +83,11 @@ def test_names_the_extra_that_is_missing(monkeypatch):
 def test_interior_point_finds_what_ipopt_finds(name):
     flat, start = program(PROBLEMS[name])
 
-    def objective_and_judgement(solver):
+    def solution(solver):
         run = jax.jit(lambda y: solver.run(flat, y, jnp.array(1e-8), jnp.array(500)).y)
-        return judge(flat, np.asarray(run(start)))
+        return np.asarray(run(start))
 
     with jax.numpy_rank_promotion("allow"):
-        mine, reference = objective_and_judgement(InteriorPoint()), objective_and_judgement(Ipopt())
-    assert mine.solved(1e-6)
-    np.testing.assert_allclose(mine.objective, reference.objective, rtol=1e-6, atol=1e-6)
+        mine, reference = solution(InteriorPoint()), solution(Ipopt())
+        assert judge(flat, mine).solved(1e-6)
+    np.testing.assert_allclose(mine, reference, atol=1e-5)

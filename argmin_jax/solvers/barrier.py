@@ -98,6 +98,11 @@ class Bounds(eqx.Module):
         below, above = self.distances(point.x)
         return point.lower * below, point.upper * above
 
+    def average(self, point: Point) -> Scalar:
+        """Of the products of complementarity."""
+        lower, upper = self.products(point)
+        return (jnp.sum(lower) + jnp.sum(upper)) / jnp.maximum(self.count, 1)
+
     def direction(self, point: Point, dx: Array, rows: Array, lower: Array, upper: Array) -> Point:
         """The whole step, for dx and the targets of the products of complementarity, (12)."""
         below, above = self.distances(point.x)

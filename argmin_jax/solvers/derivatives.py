@@ -25,8 +25,8 @@ class Derivatives:
     """The derivatives of ``program``; what does not depend on the point is evaluated once.
 
     Attributes:
-        linear: whether the rows are linear, as far as their trace tells.
-        quadratic: whether, besides, the objective is quadratic.
+        jacobian: of the rows, if their trace tells that they are linear; else None.
+        curvature: of the objective, if besides it is quadratic; else None.
     """
 
     def __init__(self, program: NonlinearProgram, y: Float[Array, " n"]):
@@ -36,14 +36,6 @@ class Derivatives:
         self.jacobian = rows(y) if linear else None
         hessian = jax.hessian(self.objective)
         self.curvature = hessian(y) if linear and _is_constant(hessian, y) else None
-
-    @property
-    def linear(self) -> bool:
-        return self.jacobian is not None
-
-    @property
-    def quadratic(self) -> bool:
-        return self.curvature is not None
 
     def objective(self, y: Float[Array, " n"]) -> Scalar:
         return self.program.objective(y).astype(y.dtype)

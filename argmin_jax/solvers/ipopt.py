@@ -1,5 +1,6 @@
 """Ipopt, through cyipopt, with exact derivatives by JAX."""
 
+import importlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -31,7 +32,7 @@ class Ipopt:
 
     def __init__(self, **options: Hashable):
         try:
-            import cyipopt
+            cyipopt: Any = importlib.import_module("cyipopt")  # which has no types
         except ImportError as error:
             raise ImportError(
                 "Ipopt needs the package cyipopt: pip install 'argmin_jax[ipopt]'."
@@ -57,12 +58,7 @@ class Ipopt:
         captured, static = eqx.partition(eqx.filter_closure_convert(functions, y), eqx.is_array)
         p = jax.eval_shape(program.equalities, y).size
         m = jax.eval_shape(program.inequalities, y).size
-        sizes = (y.size, p, m, y.size, y.size)
-        answer = PrimalDual(
-            *(jax.ShapeDtypeStruct((size,), y.dtype) for size in sizes),  # type: ignore
-            steps=jax.ShapeDtypeStruct((), jnp.int32),
-            infeasible=jax.ShapeDtypeStruct((), jnp.bool_),
-        )
+        answer = jax.eval_shape(lambda: _no_answer(y, p, m))
         host = _Host(self.engine, self.options, static, p)
         bounds = program.lower, program.upper
         return jax.pure_callback(
@@ -117,18 +113,17 @@ class _Host:
         # Ipopt takes a fixed unknown out of the problem, and reports no multiplier for it.
         fixed = lower == upper
         contradictory = np.any(lower > upper)
-        return jax.tree.map(
-            np.asarray,
-            PrimalDual(
-                y=found.astype(start.dtype),
-                eq=multipliers[: self.equalities].astype(start.dtype),
-                ineq=np.maximum(multipliers[self.equalities :], 0).astype(start.dtype),
-                lower=np.where(fixed, np.maximum(slope, 0), info["mult_x_L"]).astype(start.dtype),
-                upper=np.where(fixed, np.maximum(-slope, 0), info["mult_x_U"]).astype(start.dtype),
-                steps=np.int32(evaluator.steps),
-                infeasible=np.bool_(contradictory or info["status"] == LOCALLY_INFEASIBLE),
-            ),
-        )
+        fields: dict[str, Any] = {
+            "y": np.clip(found, lower, np.maximum(lower, upper)),
+            "eq": multipliers[: self.equalities],
+            "ineq": np.maximum(multipliers[self.equalities :], 0),
+            "lower": np.where(fixed, np.maximum(slope, 0), info["mult_x_L"]),
+            "upper": np.where(fixed, np.maximum(-slope, 0), info["mult_x_U"]),
+        }
+        fields = {name: value.astype(start.dtype) for name, value in fields.items()}
+        infeasible = contradictory or info["status"] == LOCALLY_INFEASIBLE
+        fields |= {"steps": np.int32(evaluator.steps), "infeasible": np.bool_(infeasible)}
+        return PrimalDual(**fields)
 
 
 class _Evaluator:
@@ -175,3 +170,15 @@ class _Evaluator:
             found = getattr(self.host, name)(self.captured, y.astype(self.dtype))
             self.seen[name] = key, tuple(np.asarray(part, np.float64) for part in found)
         return self.seen[name][1]
+
+
+def _no_answer(y: Float[Array, " n"], equalities: int, inequalities: int) -> PrimalDual:
+    return PrimalDual(
+        y=y,
+        eq=jnp.zeros(equalities, y.dtype),
+        ineq=jnp.zeros(inequalities, y.dtype),
+        lower=y,
+        upper=y,
+        steps=jnp.zeros((), jnp.int32),
+        infeasible=jnp.array(False),
+    )

@@ -18,6 +18,8 @@ first, which changes no solution, makes M + Ah' R Ah positive definite there if 
 then a Cholesky factorisation exists, and where it fails the inertia is taken to be wrong.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 # The constants of algorithm IC, Wächter & Biegler 2006, but for the smallest shift: 1e-20 there.
 FIRST_SHIFT, SMALLEST_SHIFT, LARGEST_SHIFT = 1e-4, 1e-12, 1e30
 GROW_FIRST, GROW, SHRINK = 100.0, 8.0, 1 / 3
-BLOCK = 32  # up to here LAPACK inverts a triangle; beyond, products of blocks are faster
+BLOCK = 32  # LAPACK inverts triangles up to this size; beyond, products of blocks are faster
 
 
 class System(eqx.Module):
@@ -180,17 +182,33 @@ def solve_once(
 
 
 def _inverse(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
-    """Of a lower triangle, by blocks."""
+    """Of a lower triangle: that of its diagonal blocks, and products.
+
+    All blocks go into one call of LAPACK. It splits a batch among XLA's threads and waits for
+    them: two calls at the same time would take both threads of two cores, and wait for ever.
+    """
     k = lower.shape[0]
-    if k <= BLOCK:
-        return triangular_solve(lower, jnp.eye(k, dtype=lower.dtype), left_side=True, lower=True)
-    h = k // 2
-    first, last = _inverse(lower[:h, :h]), _inverse(lower[h:, h:])
-    below = -last @ (lower[h:, :h] @ first)
-    above = jnp.zeros((h, k - h), lower.dtype)
-    return jnp.concatenate(
-        [jnp.concatenate([first, above], axis=1), jnp.concatenate([below, last], axis=1)]
-    )
+    if k == 0:
+        return lower
+    halvings = max(0, math.ceil(math.log2(k / BLOCK)))
+    b = -(-k // 2**halvings)
+    size = b * 2**halvings
+    padded = jnp.eye(size, dtype=lower.dtype).at[:k, :k].set(lower)
+
+    def blocks(rows, columns):
+        return jnp.stack([padded[i : i + b, j : j + b] for i, j in zip(rows, columns, strict=True)])
+
+    at = range(0, size, b)
+    unit = jnp.broadcast_to(jnp.eye(b, dtype=lower.dtype), (len(at), b, b))
+    inverse = triangular_solve(blocks(at, at), unit, left_side=True, lower=True)
+    while b < size:
+        first, last = inverse[0::2], inverse[1::2]
+        below = blocks(range(b, size, 2 * b), range(0, size, 2 * b))
+        below = -last @ (below @ first)
+        upper_half = jnp.concatenate([first, jnp.zeros_like(first)], axis=2)
+        inverse = jnp.concatenate([upper_half, jnp.concatenate([below, last], axis=2)], axis=1)
+        b *= 2
+    return inverse[0, :k, :k]
 
 
 def _with_diagonal(matrix: Float[Array, "k k"], diagonal: Float[Array, " k"]) -> Array:
