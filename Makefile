@@ -4,13 +4,16 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test compare conformance memory lint format clean
+.PHONY: help train portfolio test compare conformance memory lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
 	$(BIN)/python -m models.train $(ARGS)
+
+portfolio: $(STAMP) ## learn a portfolio through a constrained argmin; options: make portfolio ARGS="--seed 1"
+	$(BIN)/python -m models.portfolio $(ARGS)
 
 test: $(STAMP) ## run the whole suite
 	$(BIN)/python -m pytest -n 2 $(ARGS)
