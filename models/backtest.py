@@ -4,14 +4,14 @@ on; and what is to be said of the result.
 Axes: d days, n stocks, k periods.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .allocation import Learner, Market, Rules, Step, drifted
@@ -23,7 +23,8 @@ RESAMPLES = 2000
 CONFIDENCE = 0.9
 BLOCK = 8  # periods that are resampled together
 
-Decide = Callable[[int, np.ndarray], tuple[np.ndarray, bool]]
+AnyArray = Array | np.ndarray
+Decide = Callable[[int, np.ndarray], tuple[AnyArray, Any]]
 
 
 def closes_of(prices: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def train(
     for epoch in range(epochs):
         order = np.random.default_rng((seed, before, epoch)).permutation(days)
         for at in range(0, len(order) - batch + 1, batch):
-            learner, _ = step(learner, market, order[at : at + batch])
+            learner, _ = step(learner, market, jnp.asarray(order[at : at + batch]))
     return learner, epochs * (len(days) // batch) * batch
 
 
@@ -134,7 +135,7 @@ class Walker:
         self.rows: list[tuple[np.ndarray, float, float]] = []
         self.failed = 0
 
-    def walk(self, days: Sequence[int], decide: Decide) -> None:
+    def walk(self, days: Int[np.ndarray, " k"], decide: Decide) -> None:
         for day in days:
             weights, failed = decide(int(day), self.held)
             weights, returns = np.asarray(weights), self.future[day]
@@ -142,7 +143,7 @@ class Walker:
             net = float((1 - self.cost * traded) * (1 + weights @ returns) - 1)
             self.rows.append((weights, traded, net))
             self.failed += bool(failed)
-            self.held = np.asarray(drifted(weights, returns))
+            self.held = np.asarray(drifted(jnp.asarray(weights), jnp.asarray(returns)))
 
     @property
     def path(self) -> Path:
