@@ -255,12 +255,12 @@ def _verdict(results: Results) -> str:
     chance."""
     found = results.performances
     best = max(found, key=lambda name: found[name].utility)
-    lines = [f"Best by utility: {LABELS[best]}. What was learned by argmin has a utility which is"]
+    lines = [f"Best by utility: {LABELS[best]}. The difference of what was learned by argmin to"]
     for name, gain in results.gains.items():
         chance = gain.low <= 0 <= gain.high
         lines.append(
-            f"  {gain.value:+.1%} from that of {LABELS[name]} ({gain.low:+.1%} to {gain.high:+.1%}: "
-            f"{'which may be chance' if chance else 'more than chance'})"
+            f"  {LABELS[name]} is {gain.value:+.1%} ({gain.low:+.1%} to {gain.high:+.1%}), which "
+            f"{'may be' if chance else 'is more than'} chance"
         )
     return "\n".join(lines)
 
