@@ -3,8 +3,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv/.peers
 
-.PHONY: help train portfolio test compare conformance memory lint format clean
+.PHONY: help train portfolio test compare conformance memory peers scaling lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -27,6 +28,12 @@ memory: $(STAMP) ## the memory of a gradient through a million unknowns
 conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
 	$(BIN)/python -m benchmarks.conformance $(ARGS)
 
+peers: $(PEERS) ## compare with every peer; five minutes with ARGS="--quick"
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+scaling: $(STAMP) ## time and memory by unknowns and lanes; quick with ARGS="--quick"
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +53,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv (a few minutes the first time) ..."
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@
+
+$(PEERS): $(STAMP)
+	@echo "Installing the peers ..."
+	$(BIN)/python -m pip install --quiet -e '.[peers]' -c constraints.txt
 	@touch $@

@@ -68,8 +68,7 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
         polished = newton.polish(start, active, allowed=~state.given_up)
         z = _without_inactive(conditions, polished.z, active)
         polished = eqx.tree_at(lambda p: p.z, polished, z)
-        at = conditions.split(z)
-        margins = _margins(conditions, at, args)
+        violations, margins = measure(conditions, conditions.split(z), args, active)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
         violated = ~state.active & (margins.slack < -jnp.minimum(level, tol))
         # Of a constraint let go as weakly active the Hessian may have negative curvature there.
@@ -77,7 +76,6 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
         taken = violated | needed
         changed = jnp.any(weak | taken) & ~state.given_up
         after = (state.active & ~weak) | taken
-        violations = measure(conditions, at, args)
         last = state.count + 1 >= ROUNDS
         lost = ~(violations.worst <= tol) & (~changed | last) & ~state.given_up
         return _State(
@@ -162,31 +160,44 @@ def jacobian_of_constraints(
     return derivative(lambda y: conditions.constraints(y, args))(y)
 
 
-def measure(conditions: KarushKuhnTucker, at: Multipliers, args: Arguments) -> Violations:
+def measure(
+    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, active: Active
+) -> tuple[Violations, _Margins]:
     """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
 
     A constraint is measured against its change under a displacement of y of relative size one; a
     gradient, and a multiplier times the gradient of its constraint, against the largest of the
-    terms that have to cancel and the change of the gradient under such a displacement.
+    terms that have to cancel and the change of the gradient under such a displacement. One that
+    counts as active has to hold as an equality: derivatives take it as one.
     """
+    p, _ = conditions.rows
     jacobian = jacobian_of_constraints(conditions, at.y, args)
-    (p, _) = conditions.rows
     pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian + at.bounds
-    gradient, response = jax.jvp(
-        lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
-    )
-    scale = jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
+    gradient, scale = _gradient_and_scale(conditions, at, args, pull)
     margins = _margins(conditions, at, args, jacobian, scale)
     always = _pack(conditions, _always_active(conditions, args))
     equalities = conditions.constraints(at.y, args)[:p]
     broken = quotient(jnp.abs(equalities), _row_scales(jacobian[:p], at.y))
     negative = jnp.where(always, 0, -margins.multiplier)
-    both = jnp.where(always, 0, jnp.minimum(margins.slack, margins.multiplier))
-    return Violations(
+    apart = jnp.where(
+        _pack(conditions, active), margins.slack, jnp.minimum(margins.slack, margins.multiplier)
+    )
+    violations = Violations(
         stationarity=quotient(jnp.max(jnp.abs(gradient + pull)), scale),
         infeasibility=_largest(jnp.concatenate([broken, -margins.slack])),
-        complementarity=_largest(jnp.concatenate([negative, both])),
+        complementarity=_largest(jnp.concatenate([negative, jnp.where(always, 0, apart)])),
     )
+    return violations, margins
+
+
+def _gradient_and_scale(
+    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, pull: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Scalar]:
+    """The objective's gradient, and what gradients are measured against."""
+    gradient, response = jax.jvp(
+        lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
+    )
+    return gradient, jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
 
 
 def _largest(x: Array) -> Scalar:
@@ -202,17 +213,11 @@ def _margins(
     conditions: KarushKuhnTucker,
     at: Multipliers,
     args: Arguments,
-    jacobian: Float[Array, "r n"] | None = None,
-    scale: Scalar | None = None,
+    jacobian: Float[Array, "r n"],
+    scale: Scalar,
 ) -> _Margins:
     """Slacks and multipliers of the inequalities, then of lower and upper bounds."""
     p, _ = conditions.rows
-    if jacobian is None:
-        jacobian = jacobian_of_constraints(conditions, at.y, args)
-    if scale is None:
-        gradient = jax.grad(conditions.objective)(at.y, args)
-        pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian
-        scale = jnp.max(jnp.abs(jnp.stack([gradient, pull, at.bounds])))
     rows = jacobian[p:]
     values = conditions.constraints(at.y, args)[p:]
     # A constraint that no variable moves is measured as it is.
@@ -230,9 +235,10 @@ def _margins(
 
 def _likely_active(conditions: KarushKuhnTucker, found: Multipliers, args: Arguments) -> Active:
     """Where the multiplier is larger than the slack: the two sides of an interior point's path."""
-    margins = _margins(conditions, found, args)
+    always = _always_active(conditions, args)
+    _, margins = measure(conditions, found, args, always)
     packed = margins.multiplier > margins.slack
-    return _unpack(conditions, packed | _pack(conditions, _always_active(conditions, args)), args)
+    return _unpack(conditions, packed | _pack(conditions, always), args)
 
 
 def _always_active(conditions: KarushKuhnTucker, args: Arguments) -> Active:
@@ -285,7 +291,7 @@ def estimated_multipliers(
     jacobian = jacobian_of_constraints(conditions, y, args)
     gradient = jax.grad(conditions.objective)(y, args)
     nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
-    margins = _margins(conditions, nothing, args, jacobian)
+    margins = _margins(conditions, nothing, args, jacobian, jnp.ones((), y.dtype))
     near = margins.slack <= float(jnp.finfo(y.dtype).eps) ** 0.25
     rows = [jacobian]
     if conditions.bounded:

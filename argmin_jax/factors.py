@@ -16,10 +16,16 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class GeneralFactors(eqx.Module):
-    """A square matrix by LU; by its pseudo-inverse where it is singular to working precision."""
+    """A square matrix K by LU; by its pseudo-inverse where it is singular to working precision.
 
-    matrix: Float[Array, "n n"]  # the LU factors, or the pseudo-inverse
+    The factors are those of R K C, R and C being diagonal matrices that give rows and columns
+    the largest entry one: what counts as singular must not depend on units.
+    """
+
+    matrix: Float[Array, "n n"]  # the LU factors, or the pseudo-inverse of K
     permutation: Int[Array, " n"]
+    row: Float[Array, " n"]  # the diagonal of R
+    column: Float[Array, " n"]
     regular: Bool[Array, ""]
     rank_deficiency: Int[Array, ""]
     transposed: bool = eqx.field(static=True, default=False)
@@ -38,7 +44,11 @@ class GeneralFactors(eqx.Module):
         return dataclasses.replace(self, transposed=not self.transposed)
 
     def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
-        by_lu = lu_solve((self.matrix, self.permutation), b, trans=int(self.transposed))
+        before, after = self.row, self.column
+        if self.transposed:
+            before, after = after, before
+        factors = self.matrix, self.permutation
+        by_lu = after * lu_solve(factors, before * b, trans=int(self.transposed))
         inverse = self.matrix.T if self.transposed else self.matrix
         return jnp.where(self.regular, by_lu, inverse @ b)
 
@@ -46,7 +56,9 @@ class GeneralFactors(eqx.Module):
 def factorise_general(matrix: Float[Array, "n n"]) -> GeneralFactors:
     """Factors of a square matrix. Singular values up to ``n * eps * s_1`` count as zero."""
     rounding = matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
-    lu, permutation = jax.scipy.linalg.lu_factor(matrix)
+    row = _inverse_of_positive(jnp.max(jnp.abs(matrix), axis=1))
+    column = _inverse_of_positive(jnp.max(jnp.abs(row[:, None] * matrix), axis=0))
+    lu, permutation = jax.scipy.linalg.lu_factor(row[:, None] * matrix * column[None, :])
     pivots = jnp.abs(jnp.diagonal(lu))
     regular = jnp.min(pivots) > 10 * rounding * jnp.max(pivots)
     finite = jnp.all(jnp.isfinite(matrix))
@@ -60,7 +72,12 @@ def factorise_general(matrix: Float[Array, "n n"]) -> GeneralFactors:
     found = _if_needed(
         ~regular & finite, pseudo_inverse, (lu, jnp.array(0, jnp.int32)), matrix.dtype
     )
-    return GeneralFactors(found[0], permutation, regular, found[1])
+    return GeneralFactors(found[0], permutation, row, column, regular, found[1])
+
+
+def _inverse_of_positive(x: Array) -> Array:
+    """1 / x, and 1 where x is zero."""
+    return 1 / jnp.where(x > 0, x, 1)
 
 
 class KKTMatrices(eqx.Module):
@@ -148,10 +165,12 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     unit = jnp.where(constraining[:, None], rows * free[None, :] / lengths[:, None], 0)
 
     held = size * jnp.diag(1 - free)
-    primal = jnp.linalg.cholesky(projected + held + size * unit.T @ unit)
+    augmented = projected + held + size * unit.T @ unit
+    primal = jnp.linalg.cholesky(augmented)
     across = cho_solve((primal, True), unit.T)
-    schur = jnp.linalg.cholesky(unit @ across + jnp.diag(1 - active) / size)
-    regular = _safe(primal, eps) & _safe(schur, eps)
+    complement = unit @ across + jnp.diag(1 - active) / size
+    schur = jnp.linalg.cholesky(complement)
+    regular = _safe(primal, augmented, eps) & _safe(schur, complement, eps)
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
 
     def by_eigenvalues(zero):
@@ -207,12 +226,12 @@ def _curvature(
     return jnp.where(smallest > n * size, jnp.inf, smallest)
 
 
-def _safe(cholesky: Float[Array, "n n"], eps: float) -> Bool[Array, ""]:
-    """Whether every pivot is beyond rounding. (An empty matrix is safe; NaN is not.)"""
-    if cholesky.shape[0] == 0:
-        return jnp.array(True)
-    pivots = jnp.diagonal(cholesky) ** 2
-    return jnp.min(pivots) > 10 * cholesky.shape[0] * eps * jnp.max(pivots)
+def _safe(
+    cholesky: Float[Array, "n n"], matrix: Float[Array, "n n"], eps: float
+) -> Bool[Array, ""]:
+    """Whether every pivot is beyond the rounding of its diagonal entry. (NaN is not.)"""
+    pivots, diagonal = jnp.diagonal(cholesky) ** 2, jnp.diagonal(matrix)
+    return jnp.all(pivots > 10 * cholesky.shape[0] * eps * diagonal)
 
 
 def _if_needed(

@@ -264,9 +264,10 @@ def _decompose(matrices: Array, diagonals: Array, rounding: float) -> tuple[Arra
     """Basis, eigenvalues (1 where they are not needed) and which blocks are definite."""
     # The transpose is the matrix itself, in the column order that LAPACK reads without a copy.
     cholesky = jax.lax.linalg.cholesky(jnp.swapaxes(matrices, 1, 2), symmetrize_input=False)
-    # A pivot at rounding level means that the sign of the smallest eigenvalue is not known.
-    smallest_pivots = jnp.min(jnp.diagonal(cholesky, axis1=1, axis2=2), axis=1) ** 2
-    definite = smallest_pivots > 10 * rounding * jnp.max(jnp.abs(diagonals))
+    # A pivot at rounding level beside its diagonal entry means that the sign of the smallest
+    # eigenvalue is not known. (The quotient does not depend on the units of the unknowns.)
+    pivots = jnp.diagonal(cholesky, axis1=1, axis2=2) ** 2
+    definite = jnp.all(pivots > 10 * rounding * diagonals, axis=1)
     finite = jnp.all(jnp.isfinite(diagonals))
 
     def eigen(carry):

@@ -198,16 +198,19 @@ def _product(multipliers: Float[Array, " n"], gaps: Float[Array, " n"]) -> Scala
 
 
 def probe(y: Float[Array, " n"]) -> Float[Array, " n"]:
-    """A displacement of unit relative size: |v_i| = max(1, |y_i|), with signs that vary.
+    """A displacement of unit relative size: |v_i| between half of max(1, |y_i|) and the whole.
 
-    The signs are those of a fixed quasi-random sequence, so that the probe lies in no subspace
+    Signs and sizes are those of fixed quasi-random sequences, so that the probe lies in no subspace
     that a problem's structure singles out (the constant vectors, say, on which every difference
-    operator vanishes).
+    operator vanishes, or those whose entries add up to zero).
     """
-    golden = (5**0.5 - 1) / 2
-    turns = jnp.arange(y.size, dtype=y.dtype) * golden
-    signs = jnp.where(turns - jnp.floor(turns) < 0.5, 1.0, -1.0).astype(y.dtype)
-    return signs * jnp.maximum(jnp.abs(y), 1)
+    places = jnp.arange(y.size, dtype=y.dtype)
+    signs = jnp.where(_fraction(places * (5**0.5 - 1) / 2) < 0.5, 1.0, -1.0).astype(y.dtype)
+    return signs * (1 - _fraction(places * 2**0.5) / 2) * jnp.maximum(jnp.abs(y), 1)
+
+
+def _fraction(x: Array) -> Array:
+    return x - jnp.floor(x)
 
 
 def stationarity(residual: Float[Array, " n"], response: Float[Array, " n"]) -> Scalar:

@@ -13,7 +13,7 @@ later: the backward solve is checked against products with the Hessian itself.)
 
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,8 @@ class Blocks:
 def find_blocks(objective: Callable, y: PyTree, *args: PyTree) -> Blocks:
     """The finest division of ``y`` by axes such that ``objective(y, *args)`` is a sum over it.
 
-    One block where y has several leaves, or where no axis is found.
+    A flat y that the objective gives a shape is divided by the axes of that. One block where y has
+    several leaves, or where no axis is found.
     """
     leaves = jax.tree.leaves(y)
     if len(leaves) != 1:
@@ -63,13 +64,29 @@ def find_blocks(objective: Callable, y: PyTree, *args: PyTree) -> Blocks:
     (shape,) = (leaf.shape for leaf in leaves)
     program = jax.make_jaxpr(objective)(y, *args).jaxpr
     others: list[_State] = [_Kind.CONSTANT] * (len(program.invars) - 1)
-    axes = []
-    for axis, length in enumerate(shape):
-        if length > 1:
-            (value,) = _propagate(program, [axis, *others])
-            if value is not _Kind.MIXED:
-                axes.append(axis)
-    return Blocks(shape, tuple(axes))
+
+    def divided(folded: tuple[int, ...]) -> Blocks:
+        axes = []
+        for axis, length in enumerate(folded):
+            if length > 1:
+                start = axis if folded == shape else _Folded(folded, axis)
+                (value,) = _propagate(program, [start, *others])
+                if value is not _Kind.MIXED:
+                    axes.append(axis)
+        return Blocks(folded, tuple(axes))
+
+    foldings = _foldings(program, shape) if len(shape) == 1 else []
+    return max(map(divided, dict.fromkeys([shape, *foldings])), key=lambda blocks: blocks.count)
+
+
+def _foldings(program: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The shapes that arrays of ``shape`` are given."""
+    for eqn in program.eqns:
+        if eqn.primitive.name == "reshape" and eqn.invars[0].aval.shape == shape:
+            yield eqn.outvars[0].aval.shape
+        inner = _inner(eqn)
+        if inner is not None:
+            yield from _foldings(inner, shape)
 
 
 class _Kind(enum.Enum):
@@ -80,9 +97,17 @@ class _Kind(enum.Enum):
     MIXED = "not known"
 
 
+@dataclass(frozen=True)
+class _Folded:
+    """A flat array that is aligned with the slices of y along ``axis`` once it has ``shape``."""
+
+    shape: tuple[int, ...]
+    axis: int
+
+
 # An axis: the slices of the array along it depend each on the slice of y with the same index.
 # (Each entry of such an array is a function of one slice, and so in particular a SUM.)
-_State = int | _Kind
+_State = int | _Folded | _Kind
 
 _LINEAR = set(
     "add sub add_any neg convert_element_type copy stop_gradient reduce_precision".split()
@@ -125,8 +150,7 @@ def _propagate(program: Any, inputs: Sequence[_State]) -> list[_State]:
 def _outputs(eqn: Any, states: list[_State]) -> list[_State]:
     name = eqn.primitive.name
     if name in _CALLS:
-        inner = eqn.params.get(_CALLS[name])
-        inner = getattr(inner, "jaxpr", inner)  # of a closed jaxpr
+        inner = _inner(eqn)
         if inner is None or len(inner.invars) != len(states):
             return [_Kind.MIXED] * len(eqn.outvars)
         return _propagate(inner, states)
@@ -136,10 +160,16 @@ def _outputs(eqn: Any, states: list[_State]) -> list[_State]:
     return [rule(eqn, states)] if rule else [_Kind.MIXED] * len(eqn.outvars)
 
 
+def _inner(eqn: Any) -> Any:
+    """The program that an equation calls, or None."""
+    inner = eqn.params.get(_CALLS.get(eqn.primitive.name))
+    return getattr(inner, "jaxpr", inner)  # of a closed jaxpr
+
+
 def _elementwise(name: str, eqn: Any, states: list[_State]) -> _State:
     varying = {s for s in states if s is not _Kind.CONSTANT}
     (first,) = varying if len(varying) == 1 else (_Kind.SUM,)
-    if isinstance(first, int):
+    if isinstance(first, int | _Folded):
         return first
     factors = [k for k, s in enumerate(states) if s is not _Kind.CONSTANT]
     linear = (
@@ -167,12 +197,17 @@ def _moved(rule: Callable[[Any, int], int | None]) -> Callable:
     return apply
 
 
-def _reshaped(eqn: Any, axis: int) -> int | None:
+def _reshaped(eqn: Any, states: list[_State]) -> _State:
+    (state,) = states
     old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if isinstance(state, _Folded):
+        return state.axis if new == state.shape else _Kind.SUM
+    if not isinstance(state, int):
+        return _Kind.SUM
     for place, length in enumerate(new):
-        if length == old[axis] and math.prod(new[:place]) == math.prod(old[:axis]):
+        if length == old[state] and math.prod(new[:place]) == math.prod(old[:state]):
             return place
-    return None
+    return _Folded(old, state) if len(new) == 1 else _Kind.SUM
 
 
 def _sliced(eqn: Any, axis: int) -> int | None:
@@ -213,6 +248,9 @@ def _contracted(eqn: Any, states: list[_State]) -> _State:
         if kind == "free":
             return len(batch[0]) + index + (left_free if side == 1 else 0)
         return _Kind.SUM
+    if isinstance(states[0], _Folded):  # the product of two flat arrays with themselves
+        inner_product = states[0] == states[1] and contracting == ((0,), (0,))
+        return _Kind.SUM if inner_product else _Kind.MIXED
     (kind, index), other = places
     if (kind, index) != other:
         return _Kind.MIXED
@@ -240,7 +278,7 @@ _RULES: dict[str, Callable[[Any, list[_State]], _State]] = {
     "broadcast_in_dim": _moved(lambda eqn, k: eqn.params["broadcast_dimensions"][k]),
     "transpose": _moved(lambda eqn, k: eqn.params["permutation"].index(k)),
     "squeeze": _moved(lambda eqn, k: _without(eqn.params["dimensions"], k)),
-    "reshape": _moved(_reshaped),
+    "reshape": _reshaped,
     "slice": _moved(_sliced),
     "concatenate": _moved(lambda eqn, k: k if k != eqn.params["dimension"] else None),
     "rev": _moved(lambda eqn, k: k if k not in eqn.params["dimensions"] else None),

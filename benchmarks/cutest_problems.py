@@ -46,7 +46,7 @@ def load(wanted: Callable[[str], bool]) -> dict[str, object]:
             if wanted(name):
                 source = importlib.import_module(f"sif2jax.cutest.{group}.{module}")
                 found[name] = getattr(source, name)()
-    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+    return dict(sorted(found.items(), key=lambda item: order(item[0])))
 
 
 def program(problem) -> tuple[NonlinearProgram, jax.Array]:
@@ -73,7 +73,8 @@ def program(problem) -> tuple[NonlinearProgram, jax.Array]:
     return made, start
 
 
-def _order(name: str) -> tuple:
+def order(name: str) -> tuple:
+    """The key that sorts HS2 before HS10."""
     digits = "".join(c if c.isdigit() else " " for c in name).split()
     return (name.rstrip("0123456789") if not digits else name[: name.index(digits[0])],
             int(digits[0]) if digits else 0, name)  # fmt: skip

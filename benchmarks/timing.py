@@ -6,32 +6,48 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+Clock = Callable[[], float]
 
 
 def interleave(
     contenders: Mapping[str, Callable[[], object]],
     rounds: int,
     budget_s: float = 0.05,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each contender, whose calls end when their work is done.
+    """Seconds of each run of each contender, whose calls end when their work is done."""
+    return take_turns(
+        {name: partial(turn, run, budget_s, clock) for name, run in contenders.items()}, rounds
+    )
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], list[float]]], rounds: int
+) -> dict[str, list[float]]:
+    """The seconds that the contenders' turns return.
 
     Every round gives each contender a turn, the order rotating, so that a slow spell of the
-    machine strikes all alike. A turn repeats fast contenders until ``budget_s`` is used up.
+    machine strikes all alike.
     """
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for k in range(rounds):
         for name in names[k % len(names) :] + names[: k % len(names)]:
-            used = 0.0
-            while True:
-                start = clock()
-                contenders[name]()
-                took = clock() - start
-                seconds[name].append(took)
-                used += took
-                if used + took > budget_s:
-                    break
+            seconds[name] += contenders[name]()
+    return seconds
+
+
+def turn(
+    run: Callable[[], object], budget_s: float, clock: Clock = time.perf_counter
+) -> list[float]:
+    """Seconds of each run; as long as another one fits into ``budget_s``, it is repeated."""
+    seconds: list[float] = []
+    while not seconds or sum(seconds) + seconds[-1] <= budget_s:
+        start = clock()
+        run()
+        seconds.append(clock() - start)
     return seconds
 
 

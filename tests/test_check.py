@@ -77,11 +77,14 @@ def test_a_derivative_that_lies_is_found_wrong_and_its_neighbours_right(dtype):
     assert without_influence.gradient == 0
 
 
-def test_a_kink_of_the_solution_is_not_called_right():
-    # The minimiser is a + |t|: at t = 0 its one-sided derivatives are 1 and -1, their mean 0 is
-    # also what autodiff says.
+def test_a_weakly_active_bound_is_a_kink_about_which_nothing_can_be_told():
+    # y* = max(t, 0): at t = 0 its one-sided derivatives are 0 and 1.
     check = check_gradients(
-        lambda y, t: jnp.sum((y - 1 - jnp.abs(t)) ** 2), jnp.zeros(2), jnp.zeros(2)
+        lambda y, t: jnp.sum((y - t) ** 2) / 2,
+        jnp.ones(2),
+        jnp.array([0.0, 1.0]),
+        bounds=(0.0, None),
+        on_failure="ignore",
     )
     assert verdicts(check) == ["cannot tell"]
     assert "kink" in check.rows[0].verdict

@@ -54,6 +54,35 @@ NO_SUMS = {
 }
 
 
+# The same of a flat y, and the shape in which its axes were found.
+FLAT_SUMS = {
+    "regression": (
+        lambda y: jnp.mean((DESIGN @ y.reshape(4, 4) - 1) ** 2) + jnp.sum(y**2), (4, 4), (1,)
+    ),
+    "inner product": (lambda y: jnp.sum((y.reshape(4, 4) @ MATRIX) ** 2) + y @ y, (4, 4), (0,)),
+    "ravelled again": (
+        lambda y: jnp.sum(jnp.sin((y.reshape(2, 8) ** 2).ravel()).reshape(2, 8).sum(1) ** 2),
+        (2, 8),
+        (0,),
+    ),
+    "in a function of its own": (
+        lambda y: jax.jit(lambda w: jnp.sum(jnp.cosh(w.reshape(2, 8).sum(axis=1))))(y), (2, 8), (0,)
+    ),
+    "two shapes": (
+        lambda y: jnp.sum(y.reshape(2, 8).sum(1) ** 2) + jnp.sum(y.reshape(4, 4).sum(1) ** 2),
+        (16,),
+        (),
+    ),
+    "no shape": (lambda y: jnp.sum(y**2), (16,), (0,)),
+    "coupled by an outer product": (
+        lambda y: jnp.sum(jnp.outer(y, y) ** 2) + jnp.sum(y.reshape(4, 4) ** 2), (16,), ()
+    ),
+    "coupled by its order": (
+        lambda y: jnp.sum((y.reshape(4, 4) * y[::-1].reshape(4, 4)) ** 2), (16,), ()
+    ),
+}  # fmt: skip
+
+
 def dense_hessian(objective, y):
     return jax.hessian(lambda v: objective(v.reshape(y.shape)))(y.ravel())
 
@@ -67,6 +96,15 @@ def assembled(objective, y):
     for place, block in zip(blocks.split(jnp.arange(y.size)), found, strict=True):
         whole[np.ix_(place, place)] = block
     return whole, blocks
+
+
+@pytest.mark.parametrize("name", FLAT_SUMS)
+def test_a_flat_variable_is_divided_by_the_axes_of_the_shape_that_it_is_given(name):
+    objective, shape, axes = FLAT_SUMS[name]
+    y = MATRIX.ravel()
+    whole, blocks = assembled(objective, y)
+    assert (blocks.shape, blocks.axes) == (shape, axes)
+    np.testing.assert_allclose(whole, dense_hessian(objective, y), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SUMS)

@@ -46,9 +46,10 @@ class Bounds(eqx.Module):
         self.has_upper = jnp.concatenate([has_upper, jnp.full(slacks, False)])
         lower = jnp.concatenate([jnp.where(has_lower, lower, 0), zero])
         upper = jnp.concatenate([jnp.where(has_upper, upper, 0), zero])
-        # Section 3.5: bounds that leave no interior get a little of one.
-        self.lower = lower - relaxation * jnp.maximum(1, jnp.abs(lower))
-        self.upper = upper + relaxation * jnp.maximum(1, jnp.abs(upper))
+        # Section 3.5: bounds that leave no interior get a little of one. It does not grow with the
+        # bound, as it does there: the solution is moved back, and has to stay feasible.
+        self.lower = lower - relaxation
+        self.upper = upper + relaxation
         damped = self.has_lower.astype(lower.dtype) - self.has_upper.astype(lower.dtype)
         self.damping = KAPPA_D * damped
 

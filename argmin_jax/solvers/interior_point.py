@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 from .barrier import Bounds, Point, errors, size
 from .derivatives import Derivatives
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
-from .kkt_system import Factors, System, factorise, solve
+from .kkt_system import Factors, System, factorise, solve, solve_once
 from .nlp import NonlinearProgram, PrimalDual
 
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5  # decrease of the barrier parameter, (7)
@@ -116,13 +116,15 @@ class _Free(eqx.Module):
 
 
 class _State(eqx.Module):
-    """The best point so far, and the trial point: there, once a step, the functions are evaluated."""
+    """The best point so far, and the trial point, where the functions are evaluated next."""
 
     point: Point
     values: _Values
     trial: Point
     forced: Bool[Array, ""]  # the trial point is not to be judged
-    stage: Int[Array, ""]  # 0: at the given start, for the scale; 1: inside, for the slacks
+    # 0: at the given start, for the scale; 1: inside, for the slacks; then 2. A quadratic program
+    # begins at 1, as nothing but its bounds depends on the start.
+    stage: Int[Array, ""]
     estimate: Bool[Array, ""]  # the multipliers of the rows are to be estimated
     mu: Scalar
     filter: Filter
@@ -189,7 +191,9 @@ class _Method:
         rows = jnp.zeros(self.p + self.m, self.dtype)
         one = jnp.ones((), self.dtype)
         point = Point(
-            x=jnp.concatenate([y, jnp.ones(self.m, self.dtype)]),
+            x=jnp.concatenate(
+                [jnp.where(self.fixed, self.program.lower, y), jnp.ones_like(rows[self.p :])]
+            ),
             rows=rows,
             lower=self.bounds.has_lower.astype(self.dtype),
             upper=self.bounds.has_upper.astype(self.dtype),
@@ -200,8 +204,8 @@ class _Method:
             values=_Values(zero, rows),
             trial=point,
             forced=~no,
-            stage=jnp.array(0, jnp.int32),
-            estimate=no,
+            stage=jnp.array(1 if quadratic else 0, jnp.int32),
+            estimate=jnp.array(quadratic),
             mu=jnp.full((), self.options.initial_barrier, self.dtype),
             filter=Filter.empty(self.dtype),
             first_theta=zero,
@@ -279,7 +283,7 @@ class _Method:
             solved = accepted & normal & (error.at(mu, self.bounds) <= KAPPA_EPS * mu)
             solved = solved | (accepted & normal & search.tiny & (mu == state.mu))
             mu = jnp.where(solved, self.next_mu(mu), mu)
-        given_up = accepted & search.tiny & (state.mu <= self.floor)
+        stuck = accepted & search.tiny & (state.mu <= self.floor) & ~self.is_free(state)
         if free is not None:
             average = self.average(here.point)
             left = state.free.active & ~free.active
@@ -296,7 +300,7 @@ class _Method:
         floor = jnp.where(
             restoration.active, self.eps, smallest_step(before, search.slope, first_theta)
         )
-        failed = ~accepted & ~corrects & (shorter < floor)
+        failed = stuck | (~accepted & ~corrects & (shorter < floor))
 
         # The direction
         system = self.system(here, mu, restoration, state.estimate)
@@ -352,7 +356,7 @@ class _Method:
         largest = size(values.c)
         feasible = largest <= self.tolerance
         restores = failed & ~restoration.active & ~feasible
-        given_up = given_up | (failed & ~restores)
+        given_up = failed & ~restores
         entered = _Restoration(
             active=jnp.array(True),
             unit=jnp.maximum(largest, self.eps),
@@ -404,7 +408,8 @@ class _Method:
         else:
             of_rows = jnp.where(state.stage == 0, _scale(raw.jacobian), state.scale.rows)
             jacobian = of_rows[:, None] * raw.jacobian
-        of_objective = jnp.where(state.stage == 0, _scale(raw.gradient), state.scale.objective)
+        given = state.stage == (1 if self.derivatives.quadratic else 0)
+        of_objective = jnp.where(given, _scale(raw.gradient), state.scale.objective)
         scale = _Scale(of_objective, of_rows)
         rows = scale.rows * raw.rows
         slacks = jnp.maximum(-rows[self.p :], LEAST_SLACK)
@@ -421,7 +426,14 @@ class _Method:
         varying += [] if self.derivatives.quadratic else [hessian]
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(varying)]
         return _Here(
-            point, values, gradient, jacobian, hessian, its_factor, scale, jnp.all(jnp.stack(finite))
+            point,
+            values,
+            gradient,
+            jacobian,
+            hessian,
+            its_factor,
+            scale,
+            jnp.all(jnp.stack(finite)),
         )
 
     def is_free(self, state: _State) -> Bool[Array, ""]:
@@ -567,7 +579,7 @@ class _Method:
         stalled = jnp.where(counts, jnp.where(better, 0, free.stalled + 1), free.stalled)
         convex = state.last_shift == 0
         return _Free(
-            active=free.active & convex & (stalled < STALLED) & (here.finite | (state.stage == 0)),
+            active=free.active & convex & (stalled < STALLED) & here.finite,
             best=jnp.where(counts & better, total, free.best),
             stalled=stalled,
         )
@@ -581,7 +593,7 @@ class _Method:
         point = here.point
         zero = jnp.zeros_like(rx)
         ahead = here.gradient + here.times_rows(point.rows)
-        dx, drows = solve(system, factors, ahead, rc)
+        dx, drows = solve_once(system, factors, ahead, rc)
         direction = self.bounds.direction(point, dx, drows, zero, zero)
         alpha = jnp.minimum(*self.bounds.longest(point, direction, 1.0))
         reached = Point(

@@ -148,19 +148,22 @@ def solve(
 
     def improve(carry):
         dx, dl, rx, rc, before, _, count = carry
-        more_x, more_l = _solve(system, factors, rx, rc)
+        more_x, more_l = solve_once(system, factors, rx, rc)
         dx, dl = dx + more_x, dl + more_l
         rx, rc = residual(dx, dl)
         return dx, dl, rx, rc, size(rx, rc), before, count + 1
 
-    target = float(jnp.finfo(rx.dtype).eps) ** 0.65 * size(rx, rc)
+    target = float(jnp.finfo(rx.dtype).eps) ** 0.5 * size(rx, rc)
     far = jnp.full((), jnp.inf, rx.dtype)
     start = jnp.zeros_like(rx), jnp.zeros_like(rc), rx, rc, far, far, 0
     dx, dl, *_ = jax.lax.while_loop(goes_on, improve, start)
     return dx, dl
 
 
-def _solve(system: System, factors: Factors, rx: Array, rc: Array) -> tuple[Array, Array]:
+def solve_once(
+    system: System, factors: Factors, rx: Float[Array, " n+m"], rc: Float[Array, " p+m"]
+) -> tuple[Float[Array, " n+m"], Float[Array, " p+m"]]:
+    """`solve` without refinement."""
     n, p, _ = system.sizes
     slack, rs, rg = system.barrier[n:], rx[n:], rc[p:]
     each = 1 / (1 / slack + factors.relaxed[p:])  # E
@@ -172,7 +175,7 @@ def _solve(system: System, factors: Factors, rx: Array, rc: Array) -> tuple[Arra
     seen = factors.schur.T @ (factors.schur @ (factors.half.T @ forward + rc[:p]))
     dy = factors.inverse.T @ (forward - factors.half @ seen)
     dlh = seen / (1 - factors.weights * factors.relaxed[:p])
-    dlg = each * (system.jacobian[p:] @ dy + reduced)
+    dlg = each * ((system.jacobian @ dy)[p:] + reduced)
     return jnp.concatenate([dy, -(rs + dlg) / slack]), jnp.concatenate([dlh, dlg])
 
 

@@ -207,7 +207,8 @@ CONSTRAINED = (
     ),
     Problem(
         "weakly active bound",
-        "the one-sided derivatives are 0 and 1: there is no gradient",
-        distance, np.ones(2), (np.array([0.0, 1.0]),), bounds=lambda t: (0.0, None),
+        "the one-sided derivatives are 0 and 1: either will do, a mean of them is wrong",
+        distance, np.ones(2), (np.array([0.0, 1.0]),),
+        (lambda t: t + 0, lambda t: t * jnp.array([0.0, 1.0])), bounds=lambda t: (0.0, None),
     ),
 )  # fmt: skip
