@@ -226,7 +226,8 @@ def _table(results: Results) -> Table:
         caption="By the year, net of costs. In brackets: where "
         f"{backtest.CONFIDENCE:.0%} of resampled histories lie (blocks of {backtest.BLOCK} "
         "periods); what another --seed gives is not in them. Utility: mean return less the price "
-        "of its square. Turnover: all that is bought and sold, in wealths. Unsolved: portfolios left as they were. Of "
+        "of its square. Turnover: all that is bought and sold, in wealths. Unsolved: "
+        "portfolios left as they were. Of "
         f"{results.lanes} solves in training {results.failed_lanes} failed and were left out.",
         title_justify="left",
         caption_justify="left",
