@@ -5,13 +5,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: help train test compare conformance memory peers scaling lint format clean
+.PHONY: help train portfolio test compare conformance memory peers scaling lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
 	$(BIN)/python -m models.train $(ARGS)
+
+portfolio: $(STAMP) ## learn a portfolio through a constrained argmin; options: make portfolio ARGS="--seed 1"
+	$(BIN)/python -m models.portfolio $(ARGS)
 
 test: $(STAMP) ## run the whole suite
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -248,7 +248,7 @@ def _moved(learner: Learner, optimizer: optax.GradientTransformation, slopes: An
 
 
 @lru_cache(maxsize=8)
-def make_decide(graphdef: nnx.GraphDef, rules: Rules) -> Callable[..., Float[Array, " n"]]:
+def make_decide(graphdef: nnx.GraphDef, rules: Rules) -> Callable[..., tuple[Array, Array]]:
     """``decide(weights, market, day, before)``: the portfolio from this day on. Where the solve
     fails nothing is traded, and the second result is True."""
 

@@ -4,14 +4,14 @@ on; and what is to be said of the result.
 Axes: d days, n stocks, k periods.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .allocation import Learner, Market, Rules, Step, drifted
@@ -23,7 +23,8 @@ RESAMPLES = 2000
 CONFIDENCE = 0.9
 BLOCK = 8  # periods that are resampled together
 
-Decide = Callable[[int, np.ndarray], tuple[np.ndarray, bool]]
+AnyArray = Array | np.ndarray
+Decide = Callable[[int, np.ndarray], tuple[AnyArray, Any]]
 
 
 def closes_of(prices: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def train(
     for epoch in range(epochs):
         order = np.random.default_rng((seed, before, epoch)).permutation(days)
         for at in range(0, len(order) - batch + 1, batch):
-            learner, _ = step(learner, market, order[at : at + batch])
+            learner, _ = step(learner, market, jnp.asarray(order[at : at + batch]))
     return learner, epochs * (len(days) // batch) * batch
 
 
@@ -134,7 +135,7 @@ class Walker:
         self.rows: list[tuple[np.ndarray, float, float]] = []
         self.failed = 0
 
-    def walk(self, days: Sequence[int], decide: Decide) -> None:
+    def walk(self, days: Int[np.ndarray, " k"], decide: Decide) -> None:
         for day in days:
             weights, failed = decide(int(day), self.held)
             weights, returns = np.asarray(weights), self.future[day]
@@ -142,7 +143,7 @@ class Walker:
             net = float((1 - self.cost * traded) * (1 + weights @ returns) - 1)
             self.rows.append((weights, traded, net))
             self.failed += bool(failed)
-            self.held = np.asarray(drifted(weights, returns))
+            self.held = np.asarray(drifted(jnp.asarray(weights), jnp.asarray(returns)))
 
     @property
     def path(self) -> Path:
@@ -158,19 +159,23 @@ def equal_weights(day: int, held: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A number, and the interval that holds `CONFIDENCE` of what resampled histories give."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Performance:
     """Of a path, net of costs and by the year. `sharpe` is mean over deviation; `utility` the mean
-    of net - aversion/2 net^2 of its periods; `drawdown` the largest loss from a peak of wealth.
-    The intervals hold `CONFIDENCE` of the resampled paths; `gain` is the utility less that of
-    equal weights."""
+    of net - aversion/2 net^2 over the periods; `drawdown` the largest loss from a peak."""
 
     annual_return: float
     volatility: float
-    sharpe: float
-    sharpe_interval: tuple[float, float]
+    sharpe: Estimate
     utility: float
-    gain: float
-    gain_interval: tuple[float, float]
     turnover: float
     drawdown: float
     failed: int
@@ -185,34 +190,34 @@ def drawdowns(path: Path) -> Float[np.ndarray, " k+1"]:
     return 1 - wealth / np.maximum.accumulate(wealth)
 
 
-def performances(
-    paths: dict[str, Path], rules: Rules, hold: int, seed: int, yardstick: str
-) -> dict[str, Performance]:
-    """Of each path; all are resampled alike, so that differences between them are of the same
-    periods."""
-    periods = len(paths[yardstick].net)
-    chosen = resampled(periods, seed)
+def performance(path: Path, rules: Rules, hold: int, seed: int) -> Performance:
     per_year = TRADING_DAYS / hold
-    utilities = {
-        name: per_year * (path.net - rules.risk_aversion / 2 * path.net**2)
-        for name, path in paths.items()
-    }
-    found = {}
-    for name, path in paths.items():
-        gain = utilities[name] - utilities[yardstick]
-        found[name] = Performance(
-            annual_return=float(wealth_of(path)[-1] ** (per_year / periods) - 1),
-            volatility=float(np.std(path.net) * np.sqrt(per_year)),
-            sharpe=float(_sharpe(path.net, per_year)),
-            sharpe_interval=_interval(_sharpe(path.net[chosen], per_year)),
-            utility=float(np.mean(utilities[name])),
-            gain=float(np.mean(gain)),
-            gain_interval=_interval(np.mean(gain[chosen], axis=1)),
-            turnover=float(np.mean(path.traded) * per_year),
-            drawdown=float(np.max(drawdowns(path))),
-            failed=path.failed,
-        )
-    return found
+    chosen = resampled(len(path.net), seed)
+
+    def sharpe(net: np.ndarray) -> Any:
+        return np.mean(net, axis=-1) / np.std(net, axis=-1) * np.sqrt(per_year)
+
+    return Performance(
+        annual_return=float(wealth_of(path)[-1] ** (per_year / len(path.net)) - 1),
+        volatility=float(np.std(path.net) * np.sqrt(per_year)),
+        sharpe=_estimate(sharpe(path.net), sharpe(path.net[chosen])),
+        utility=float(np.mean(_utilities(path, rules)) * per_year),
+        turnover=float(np.mean(path.traded) * per_year),
+        drawdown=float(np.max(drawdowns(path))),
+        failed=path.failed,
+    )
+
+
+def gain(path: Path, over: Path, rules: Rules, hold: int, seed: int) -> Estimate:
+    """The utility of one path less that of another, by the year. Both are resampled by the same
+    periods, since what moved all stocks moved both."""
+    gains = (_utilities(path, rules) - _utilities(over, rules)) * TRADING_DAYS / hold
+    chosen = resampled(len(gains), seed)
+    return _estimate(np.mean(gains), np.mean(gains[chosen], axis=1))
+
+
+def _utilities(path: Path, rules: Rules) -> Float[np.ndarray, " k"]:
+    return path.net - rules.risk_aversion / 2 * path.net**2
 
 
 def resampled(periods: int, seed: int) -> Int[np.ndarray, "r k"]:
@@ -224,10 +229,6 @@ def resampled(periods: int, seed: int) -> Int[np.ndarray, "r k"]:
     return ((starts + np.arange(BLOCK)) % periods).reshape(RESAMPLES, -1)[:, :periods]
 
 
-def _sharpe(net: np.ndarray, per_year: float) -> Any:
-    return np.mean(net, axis=-1) / np.std(net, axis=-1) * np.sqrt(per_year)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+def _estimate(value: Any, resampled: np.ndarray) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(value), float(low), float(high))

@@ -70,7 +70,7 @@ def forecast_figure(
     return figure
 
 
-STOCKS = ("#1f6fb4", "#e07b28", "#4f9d69", "#b4476b", "#7d6bb0", "#c2a83e", "#5aa6b5", "#8a6a52")
+STOCKS = ("#3d8b7d", "#d4b04c", "#7d6bb0", "#c0566f", "#6fa8c9", "#8a6a52", "#93b35a", "#5b6472")
 
 
 def portfolio_figure(

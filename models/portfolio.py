@@ -49,7 +49,7 @@ examples:
   python -m models.portfolio --path all_stocks_2006-01-01_to_2018-01-01.csv.gz --names AAPL JPM XOM
       Kaggle's DJIA prices instead of the bundled ones
 
-the output folder gets results.json (the table at the end, and more), portfolio.png and config.json.
+the output folder gets results.json (the table at the end), portfolio.png and config.json.
 """
 
 
@@ -59,7 +59,7 @@ class Config:
 
     path: str | None = None
     names: tuple[str, ...] | None = None
-    epochs: int = 6
+    epochs: int = 5
     seed: int = 0
     cap: float = 0.5
     volatility: float = 1.05
@@ -95,6 +95,7 @@ class Results:
     dates: pd.DatetimeIndex  # on which portfolios were chosen, and the end of the last period
     paths: dict[str, backtest.Path] = field(default_factory=dict)
     performances: dict[str, backtest.Performance] = field(default_factory=dict)
+    gains: dict[str, backtest.Estimate] = field(default_factory=dict)  # of `LEARNED` over others
     failed_lanes: int = 0
     lanes: int = 0
 
@@ -169,13 +170,17 @@ def walk_forward(config: Config, closes: pd.DataFrame, output: Path, console: Co
             bar.update(task, advance=1)
     paths = {name: walker.path for name, walker in walkers.items()}
     chosen = np.concatenate(blocks)
+    judged = config.rules, config.hold, config.seed
     return Results(
-        output,
-        pd.DatetimeIndex(closes.index[np.append(chosen, chosen[-1] + config.hold)]),
-        paths,
-        backtest.performances(paths, config.rules, config.hold, config.seed, EQUAL),
-        int(learners[LEARNED].failed),
-        lanes,
+        output=output,
+        dates=pd.DatetimeIndex(closes.index[np.append(chosen, chosen[-1] + config.hold)]),
+        paths=paths,
+        performances={name: backtest.performance(path, *judged) for name, path in paths.items()},
+        gains={
+            name: backtest.gain(paths[LEARNED], paths[name], *judged) for name in (TWO_STAGE, EQUAL)
+        },
+        failed_lanes=int(learners[LEARNED].failed),
+        lanes=lanes,
     )
 
 
@@ -195,6 +200,7 @@ def _check_enough(config: Config, closes: pd.DataFrame) -> None:
 def _write_results(config: Config, results: Results) -> None:
     numbers = {
         "strategies": {name: asdict(value) for name, value in results.performances.items()},
+        "learned_utility_over": {name: asdict(value) for name, value in results.gains.items()},
         "first": f"{results.dates[0]:%Y-%m-%d}",
         "last": f"{results.dates[-1]:%Y-%m-%d}",
         "periods": len(results.dates) - 1,
@@ -214,15 +220,15 @@ def _bar(console: Console) -> Bar:
 
 
 def _table(results: Results) -> Table:
-    periods, level = len(results.dates) - 1, f"{backtest.CONFIDENCE:.0%}"
     table = Table(
-        title=f"{periods} portfolios from {results.dates[0]:%Y-%m-%d} to "
-        f"{results.dates[-1]:%Y-%m-%d}, none learned from, net of costs",
-        caption=f"By the year. In brackets what {level} of resampled histories give (blocks of "
-        f"{backtest.BLOCK} periods). Utility: mean net return less the price of its square; "
-        "gain: utility less that of equal weights. Turnover: all that is bought and sold, in wealths. Unsolved: portfolios left as they "
-        f"were. Of {results.lanes} solves in training {results.failed_lanes} failed and were left "
-        "out.",
+        title=f"{len(results.dates) - 1} portfolios from {results.dates[0]:%Y-%m-%d} to "
+        f"{results.dates[-1]:%Y-%m-%d}, of times not learned from",
+        caption="By the year, net of costs. In brackets: where "
+        f"{backtest.CONFIDENCE:.0%} of resampled histories lie (blocks of {backtest.BLOCK} "
+        "periods); what another --seed gives is not in them. Utility: mean return less the price "
+        "of its square. Turnover: all that is bought and sold, in wealths. Unsolved: "
+        "portfolios left as they were. Of "
+        f"{results.lanes} solves in training {results.failed_lanes} failed and were left out.",
         title_justify="left",
         caption_justify="left",
     )
@@ -234,16 +240,11 @@ def _table(results: Results) -> Table:
     def row(label: str, show: Callable[[backtest.Performance], str]) -> None:
         table.add_row(label, *[show(it) for it in found])
 
-    def between(interval: tuple[float, float], form: str) -> str:
-        return f"({interval[0]:{form}} to {interval[1]:{form}})"
-
     row("return", lambda it: f"{it.annual_return:.1%}")
     row("volatility", lambda it: f"{it.volatility:.1%}")
-    row("Sharpe ratio", lambda it: f"{it.sharpe:.2f}")
-    row("", lambda it: between(it.sharpe_interval, ".2f"))
+    row("Sharpe ratio", lambda it: f"{it.sharpe.value:.2f}")
+    row("", lambda it: f"({it.sharpe.low:.2f} to {it.sharpe.high:.2f})")
     row("utility", lambda it: f"{it.utility:+.1%}")
-    row("gain over equal weights", lambda it: f"{it.gain:+.1%}")
-    row("", lambda it: between(it.gain_interval, "+.1%"))
     row("turnover", lambda it: f"{it.turnover:.1f}")
     row("worst drawdown", lambda it: f"{it.drawdown:.1%}")
     row("unsolved", lambda it: str(it.failed))
@@ -251,22 +252,18 @@ def _table(results: Results) -> Table:
 
 
 def _verdict(results: Results) -> str:
-    """One or two sentences on who did best by utility, and whether that is more than chance."""
+    """Who did best by utility, and whether what was learned differs from the others by more than
+    chance."""
     found = results.performances
     best = max(found, key=lambda name: found[name].utility)
-    text = f"Best by utility: {LABELS[best]}."
-    sure = [n for n in (LEARNED, TWO_STAGE) if found[n].gain_interval[0] > 0]
-    worse = [n for n in (LEARNED, TWO_STAGE) if found[n].gain_interval[1] < 0]
-    for names, word in ((sure, "above"), (worse, "below")):
-        if names:
-            which = " and ".join(LABELS[name] for name in names)
-            text += f" The whole interval of the gain lies {word} zero for: {which}."
-    if not sure and not worse:
-        text += (
-            " No gain over equal weights differs from zero by more than chance: both intervals "
-            "contain it."
+    lines = [f"Best by utility: {LABELS[best]}. The difference of what was learned by argmin to"]
+    for name, gain in results.gains.items():
+        chance = gain.low <= 0 <= gain.high
+        lines.append(
+            f"  {LABELS[name]} is {gain.value:+.1%} ({gain.low:+.1%} to {gain.high:+.1%}), which "
+            f"{'may be' if chance else 'is more than'} chance"
         )
-    return text
+    return "\n".join(lines)
 
 
 # The command line.

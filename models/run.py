@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from argmin_jax.nnx import LastReport
 from data import Segments, load_prices, make_segments
 
 from . import plots, training
@@ -208,7 +209,8 @@ def _train_one_epoch(
 
 def _finding(state: nnx.State) -> str:
     """Status and meaning, of the last call of the argmin in training."""
-    return str(state["predictor"]["argmin"]["report"].get_value()).splitlines()[0]
+    ((_, report),) = nnx.to_flat_state(nnx.filter_state(state, LastReport))
+    return str(report.get_value()).splitlines()[0]
 
 
 def _finish(
