@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .linear_solve import apply_factors, apply_kept_factors, state_from_factors
 from .optimality import Active, probe
@@ -33,9 +33,12 @@ def certify(newton: Newton, point: Polished, active: Active | None, size: int) -
     noise = _rounding(newton, operator, point, active)
     y = point.z[:size]
     lengths = [jnp.linalg.norm(d[:size]) for d in (point.step, noise)]
+    of_gradient, lost = gradient_error(newton, operator, point, point.step + noise, active, size)
+    # Along a direction that was dropped though the params push there, y is not known at all.
+    of_rounding = jnp.where(lost, 1, jnp.finfo(y.dtype).eps) * jnp.linalg.norm(y)
     return Certificate(
-        solution_error=sum(lengths, jnp.finfo(y.dtype).eps * jnp.linalg.norm(y)),
-        gradient_error=gradient_error(newton, operator, point, point.step + noise, active, size),
+        solution_error=sum(lengths, of_rounding),
+        gradient_error=of_gradient,
         curvature=curvature(newton, point, size),
     )
 
@@ -69,9 +72,13 @@ def gradient_error(
     error: Float[Array, " k"],
     active: Active | None,
     size: int,
-) -> Scalar:
+) -> tuple[Scalar, Bool[Array, ""]]:
     """The relative change of one gradient, that of v'y with a fixed v, between z and z + d, where
-    the ``error`` d is an estimate of z* - z.
+    the ``error`` d is an estimate of z* - z; and whether that gradient lost a part.
+
+    Where directions of K were dropped as null, v - K u is what of v lies in them. Of a solution
+    that may move along them freely, they have no part in dF/dtheta; if they have, K is nearly
+    singular rather than singular, the gradient along them is large, and nothing of it is known.
 
     The solution u of K u = v at z + d is that at z less K^-1 (K(z + d) u - v): so the change holds
     the rounding errors of the linear solve too.
@@ -104,7 +111,12 @@ def gradient_error(
     relative = difference / jnp.where(length > 0, length, 1)
     of_solve = jnp.linalg.norm(change) / jnp.linalg.norm(u)
     eps = jnp.finfo(z.dtype).eps
-    return jnp.where(length > 0, relative, of_solve).astype(z.dtype) + eps
+    found = jnp.where(length > 0, relative, of_solve).astype(z.dtype) + eps
+    outside = _length(pull_back(z, direction - transposed(z)(u)))
+    lost = (point.spectrum.rank_deficiency > 0) & (
+        outside > eps**0.5 * _length(pull_back(z, direction))
+    )
+    return found + lost, lost
 
 
 def curvature(newton: Newton, point: Polished, size: int) -> Scalar:

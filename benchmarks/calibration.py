@@ -3,9 +3,9 @@
     python -m benchmarks.calibration [--json PATH] [--plot PATH] [--lanes N]
 
 Random problems f(y; A, b) = y'Ay/2 + c sum(y^4)/4 - b'y whose matrices have condition numbers from
-1 to 1e10, solved to tolerances from 1e-2 to 1e-12, in float64 and float32. The true solution, and the
-true gradient of a random v'y* in A and b, come from Newton's method and iterative refinement with
-residuals in extended precision (64 bits of mantissa against 53).
+1 to 1e10, solved to tolerances from 1e-2 to 1e-12, in float64 and float32. The true solution, and
+the true gradient of a random v'y* in A and b, come from Newton's method and iterative refinement
+with residuals in extended precision (64 bits of mantissa against 53).
 """
 
 import argparse
