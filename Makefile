@@ -28,6 +28,12 @@ memory: $(STAMP) ## the memory of a gradient through a million unknowns
 conformance: $(STAMP) ## gradients that are known, asked of every library; ARGS="--write" keeps them
 	$(BIN)/python -m benchmarks.conformance $(ARGS)
 
+calibration: $(STAMP) ## hold the estimates of a report against true errors
+	$(BIN)/python -m benchmarks.calibration $(ARGS)
+
+cutest: $(STAMP) ## the 113 problems HS of CUTEst, by InteriorPoint, Ipopt and SLSQP
+	$(BIN)/python -m benchmarks.cutest $(ARGS)
+
 peers: $(PEERS) ## compare with every peer; five minutes with ARGS="--quick"
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 

@@ -31,5 +31,7 @@ def test_every_line_of_the_tables_is_read():
 @pytest.mark.parametrize("theirs, ours", LINES, ids=[ours for _, ours in LINES])
 def test_both_columns_say_the_same(names, theirs, ours):
     found, expected = eval(ours, names), eval(theirs, names)
-    # To the accuracy of JAXopt's solvers at the tolerances that the page gives them.
-    assert_close(jax.numpy.asarray(found), jax.numpy.asarray(expected), 1e-5)
+    # To the accuracy of JAXopt's solvers at the tolerances that the page gives them; one of its
+    # projections runs OSQP at 1e-3 and cannot be told otherwise.
+    tolerance = 1e-3 if "projection_polyhedron" in theirs else 1e-5
+    assert_close(jax.numpy.asarray(found), jax.numpy.asarray(expected), tolerance)

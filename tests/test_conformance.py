@@ -25,7 +25,7 @@ from benchmarks.conformance.worker import attempt
 ROOT = Path(__file__).parent.parent
 SOLVABLE = [name for name, problem in CATALOGUE.items() if problem.solutions]
 # At these the solution has a derivative although the objective, or its Hessian, does not show it.
-IRREGULAR = {"kink at the minimum", "quartic minimum"}
+IRREGULAR = {"kink at the minimum", "quartic minimum", "weakly active bound"}
 
 
 def one_lane(problem: Problem) -> Problem:

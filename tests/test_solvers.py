@@ -313,7 +313,7 @@ def test_solver_of_a_lane_does_not_disturb_the_others():
     assert_close(y, jnp.cbrt(ts), 1e-10)
 
 
-@pytest.mark.parametrize("solver", [LBFGS, optx.BFGS, "LBFGS", None, 3])
+@pytest.mark.parametrize("solver", [LBFGS, optx.BFGS, "LBFGS", 3])
 def test_what_is_no_solver_is_refused(solver):
     with pytest.raises(TypeError, match="solver must be"):
         adapt(solver, 10)
