@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
+from .factors import if_needed
 from .linear_solve import apply_factors, apply_kept_factors, state_from_factors
 from .optimality import Active, probe
 from .polish import Newton, Polished
 
-POWER_STEPS = 6
+POWER_STEPS = 3
 
 
 class Certificate(eqx.Module):
@@ -100,10 +101,16 @@ def gradient_error(
         return jax.vjp(residual, floating)[1](u)[0]
 
     state = _state(newton, operator, point)
+    here_operator = operator if conditions.symmetric else operator.T
     if not conditions.symmetric:
         state, _ = newton.linear_solver.transpose(state, {})
-    u = newton.linear_solver.compute(state, direction, {})[0]
-    change = apply_factors(newton.linear_solver, state, transposed(nearby)(u) - direction)
+
+    def inverse(b):
+        return apply_factors(newton.linear_solver, state, b)
+
+    u = inverse(direction)
+    u = u + inverse(direction - here_operator.mv(u))  # as the backward pass refines it
+    change = inverse(transposed(nearby)(u) - direction)
     here, there = pull_back(z, u), pull_back(nearby, u - change)
     difference = _length(jax.tree.map(jnp.subtract, here, there))
     # Nothing to differentiate, or a gradient of zero: then u itself is what is known.
@@ -112,9 +119,13 @@ def gradient_error(
     of_solve = jnp.linalg.norm(change) / jnp.linalg.norm(u)
     eps = jnp.finfo(z.dtype).eps
     found = jnp.where(length > 0, relative, of_solve).astype(z.dtype) + eps
-    outside = _length(pull_back(z, direction - transposed(z)(u)))
-    lost = (point.spectrum.rank_deficiency > 0) & (
-        outside > eps**0.5 * _length(pull_back(z, direction))
+
+    def takes_part(zero):
+        outside = _length(pull_back(z, direction + zero - here_operator.mv(u)))
+        return outside > eps**0.5 * _length(pull_back(z, direction))
+
+    lost = if_needed(
+        point.spectrum.rank_deficiency > 0, takes_part, jnp.array(False), direction.dtype
     )
     return found + lost, lost
 

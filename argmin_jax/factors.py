@@ -69,7 +69,7 @@ def factorise_general(matrix: Float[Array, "n n"]) -> GeneralFactors:
         inverse = jnp.where(null, 0, 1 / jnp.where(null, 1, s))
         return (vt.T * inverse[None, :]) @ u.T, jnp.sum(null).astype(jnp.int32)
 
-    found = _if_needed(
+    found = if_needed(
         ~regular & finite, pseudo_inverse, (lu, jnp.array(0, jnp.int32)), matrix.dtype
     )
     return GeneralFactors(found[0], permutation, row, column, regular, found[1])
@@ -187,7 +187,7 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         return inverse, _curvature(projected, held, unit, size), jnp.sum(null).astype(jnp.int32)
 
     blank = jnp.zeros((n + r, n + r), dtype), jnp.array(jnp.nan, dtype), jnp.array(0, jnp.int32)
-    inverse, curvature, null = _if_needed(~regular & finite, by_eigenvalues, blank, dtype)
+    inverse, curvature, null = if_needed(~regular & finite, by_eigenvalues, blank, dtype)
     return KKTFactors(
         free=free,
         active=active,
@@ -234,7 +234,7 @@ def _safe(
     return jnp.all(pivots > 10 * cholesky.shape[0] * eps * diagonal)
 
 
-def _if_needed(
+def if_needed(
     needed: Bool[Array, ""], compute: Callable[[Array], PyTree], otherwise: PyTree, dtype
 ) -> PyTree:
     """``compute(0)`` where ``needed``, in a loop of at most one step.

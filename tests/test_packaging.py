@@ -30,7 +30,7 @@ ROOMS = {
     "report": {"optimality", "linear_solve"},
     "polish": {"program", "optimality", "linear_solve"},
     "constrained": {"program", "structure", "optimality", "factors", "polish"},
-    "certificate": {"optimality", "linear_solve", "polish"},
+    "certificate": {"optimality", "factors", "linear_solve", "polish"},
     "forward": {
         "program", "problem", "structure", "optimality", "linear_solve", "solvers", "report",
         "polish", "constrained", "certificate",
