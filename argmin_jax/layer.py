@@ -154,6 +154,28 @@ def solve(
     return solved(problem, minimiser, *options, certified=True)
 
 
+def solve_without_estimates(
+    objective: Callable[..., Scalar],
+    y0: PyTree,
+    *params: PyTree,
+    eq: Callable[..., PyTree] | None = None,
+    ineq: Callable[..., PyTree] | None = None,
+    bounds: tuple[PyTree, PyTree] | None = None,
+    solver: Any = None,
+    linear_solver: lx.AbstractLinearSolver = Auto(),
+    tol: float | None = None,
+    max_steps: int = 1000,
+    on_failure: str = "raise",
+    has_aux: bool = False,
+    forward_mode: bool = False,
+) -> Solution:
+    """`solve` without the estimates of `certificate`, which are NaN in its report."""
+    problem = build_problem(objective, y0, params, has_aux, eq, ineq, bounds)
+    minimiser = adapt(solver, max_steps, problem.constrained)
+    options = linear_solver, tol, max_steps, on_failure, forward_mode
+    return solved(problem, minimiser, *options, certified=False)
+
+
 def solved(
     problem: Problem | Equations,
     minimiser: Minimiser,

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree, Scalar
 
-from .layer import solve
+from .layer import solve, solve_without_estimates
 from .report import Status, blank_report
 
 
@@ -27,6 +27,9 @@ class ArgminLayer(nnx.Module):
     Args:
         objective: ``(y, *params) -> scalar``, as for `argmin_jax.argmin`.
         y0: a pytree of floating arrays: the first start.
+        estimates: whether the report is to hold ``solution_error``, ``gradient_error`` and
+            ``curvature``. They cost a few products and solves in each call; without them they
+            are NaN, while the status, and all else, is as it is.
         **options: those of `argmin_jax.solve`.
 
     Attributes:
@@ -39,9 +42,17 @@ class ArgminLayer(nnx.Module):
     inside `jax.jit` with `nnx.split` / `nnx.merge`; a checkpoint of its state restores it.
     """
 
-    def __init__(self, objective: Callable[..., Scalar], y0: PyTree, **options: Any):
+    def __init__(
+        self,
+        objective: Callable[..., Scalar],
+        y0: PyTree,
+        *,
+        estimates: bool = True,
+        **options: Any,
+    ):
         y0 = jax.tree.map(jnp.asarray, y0)
         self.objective = objective
+        self.estimates = estimates
         self.options = tuple(sorted(options.items()))  # hashable, as nnx.GraphDef has to be
         self.y = WarmStart(y0)
         self.report = LastReport(blank_report(ravel_pytree(y0)[0].dtype))
@@ -49,7 +60,8 @@ class ArgminLayer(nnx.Module):
     def __call__(self, *params: PyTree) -> PyTree:
         """The minimiser for ``params``, of y0's structure, shapes and dtypes."""
         start = self.y.get_value()
-        solution = solve(self.objective, start, *params, **dict(self.options))
+        find = solve if self.estimates else solve_without_estimates
+        solution = find(self.objective, start, *params, **dict(self.options))
         solved = solution.report.status == Status.CONVERGED
         self.y.set_value(
             jax.tree.map(

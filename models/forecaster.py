@@ -106,7 +106,8 @@ class ArgminPredictor(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, **argmin_options: Any):
         self.log_lambda = nnx.Param(jnp.zeros((), dtype))
         start = jax.random.normal(rngs.params(), (TARGET_DAYS, HISTORY_DAYS), dtype)
-        self.argmin = ArgminLayer(postdiction_loss, start, **argmin_options)
+        # Training looks at the status alone; the estimates would cost a tenth of a step.
+        self.argmin = ArgminLayer(postdiction_loss, start, estimates=False, **argmin_options)
 
     def __call__(self, e: Float[Array, "b 30 c"]) -> Float[Array, "b 10 c"]:
         w = self.argmin(e[:, :HISTORY_DAYS], e[:, HISTORY_DAYS:], self.log_lambda[...])

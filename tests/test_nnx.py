@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
@@ -197,3 +198,16 @@ def test_warm_start_and_report_survive_a_checkpoint(tmp_path):
     assert_close(fresh.report.get_value(), trained.report.get_value(), 0.0)
     assert_close(call(fresh, T), T, 1e-10)
     assert int(fresh.report.get_value().steps) == 0
+
+
+def test_layer_without_estimates_gives_the_same_solution_and_status():
+    def objective(y, p):
+        return jnp.sum(jnp.cosh(y - p))
+
+    p = jnp.array([0.3, -0.7])
+    layers = [ArgminLayer(objective, jnp.zeros(2), estimates=wanted) for wanted in (True, False)]
+    certified, plain = (layer(p) for layer in layers)
+    assert_close(certified, plain, 0.0)
+    reports = [layer.report.get_value() for layer in layers]
+    assert [int(report.status) for report in reports] == [Status.CONVERGED] * 2
+    assert np.isfinite(reports[0].gradient_error) and np.isnan(reports[1].gradient_error)
