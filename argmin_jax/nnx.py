@@ -21,6 +21,10 @@ class LastReport(nnx.Variable):
     """The report on the last solution of an `ArgminLayer`."""
 
 
+class Bounds(nnx.Variable):
+    """The bounds of an `ArgminLayer`: given, not learned."""
+
+
 class ArgminLayer(nnx.Module):
     """`argmin_jax.argmin` as a layer that starts each solve at its own last solution.
 
@@ -30,7 +34,8 @@ class ArgminLayer(nnx.Module):
         estimates: whether the report is to hold ``solution_error``, ``gradient_error`` and
             ``curvature``. They cost a few products and solves in each call; without them they
             are NaN, while the status, and all else, is as it is.
-        **options: those of `argmin_jax.solve`.
+        bounds: as for `argmin_jax.argmin`; kept as a `Bounds`, which no optimiser moves.
+        **options: the others of `argmin_jax.solve`.
 
     Attributes:
         y: `WarmStart`, the last solution (a solve that failed leaves it as it was, so that one
@@ -48,12 +53,14 @@ class ArgminLayer(nnx.Module):
         y0: PyTree,
         *,
         estimates: bool = True,
+        bounds: tuple[PyTree, PyTree] | None = None,
         **options: Any,
     ):
         y0 = jax.tree.map(jnp.asarray, y0)
         self.objective = objective
         self.estimates = estimates
         self.options = tuple(sorted(options.items()))  # hashable, as nnx.GraphDef has to be
+        self.bounds = None if bounds is None else Bounds(jax.tree.map(jnp.asarray, tuple(bounds)))
         self.y = WarmStart(y0)
         self.report = LastReport(blank_report(ravel_pytree(y0)[0].dtype))
 
@@ -61,7 +68,10 @@ class ArgminLayer(nnx.Module):
         """The minimiser for ``params``, of y0's structure, shapes and dtypes."""
         start = self.y.get_value()
         find = solve if self.estimates else solve_without_estimates
-        solution = find(self.objective, start, *params, **dict(self.options))
+        options = dict(self.options)
+        if self.bounds is not None:
+            options["bounds"] = self.bounds.get_value()
+        solution = find(self.objective, start, *params, **options)
         solved = solution.report.status == Status.CONVERGED
         self.y.set_value(
             jax.tree.map(

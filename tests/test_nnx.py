@@ -211,3 +211,15 @@ def test_layer_without_estimates_gives_the_same_solution_and_status():
     reports = [layer.report.get_value() for layer in layers]
     assert [int(report.status) for report in reports] == [Status.CONVERGED] * 2
     assert np.isfinite(reports[0].gradient_error) and np.isnan(reports[1].gradient_error)
+
+
+def test_layer_takes_constraints_and_bounds_that_are_arrays():
+    layer = ArgminLayer(
+        lambda y, p: jnp.sum((y - p) ** 2),
+        jnp.zeros(2),
+        eq=lambda y, p: jnp.sum(y) - 1,
+        bounds=(jnp.array([0.0, 0.4]), None),
+    )
+    found = nnx.jit(lambda layer, p: layer(p))(layer, jnp.array([1.0, 0.2]))
+    assert_close(found, jnp.array([0.6, 0.4]), 1e-10)
+    assert int(layer.report.get_value().status) == Status.CONVERGED
