@@ -11,8 +11,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, lu_solve
+from jax.lax.linalg import cholesky
+from jax.scipy.linalg import lu_solve
 from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .triangular import inverse_of_lower
 
 
 class GeneralFactors(eqx.Module):
@@ -108,9 +111,9 @@ class KKTFactors(eqx.Module):
     rows: Float[Array, "r n"]  # the active rows of the free variables, of unit length
     lengths: Float[Array, " r"]
     size: Float[Array, ""]  # of the Hessian
-    primal: Float[Array, "n n"]  # Cholesky, lower
-    across: Float[Array, "n r"]  # (H + rho A^T A)^-1 A^T
-    schur: Float[Array, "r r"]  # Cholesky, lower
+    primal: Float[Array, "n n"]  # L^-1, where L L^T = H + rho A^T A
+    half: Float[Array, "n r"]  # L^-1 A^T
+    schur: Float[Array, "r r"]  # T^-1, where T T^T is the Schur complement
     inverse: Float[Array, "nr nr"]  # by eigenvalues, where that is needed
     regular: Bool[Array, ""]
     indefinite: Bool[Array, ""]  # on the null space of the active rows
@@ -138,9 +141,9 @@ class KKTFactors(eqx.Module):
 
     def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
         n = a.size
-        shifted = cho_solve((self.primal, True), a + self.size * (b @ self.rows))
-        multipliers = cho_solve((self.schur, True), self.rows @ shifted - b)
-        y = shifted - self.across @ multipliers
+        forward = self.primal @ (a + self.size * (b @ self.rows))
+        multipliers = self.schur.T @ (self.schur @ (self.half.T @ forward - b))
+        y = self.primal.T @ (forward - self.half @ multipliers)
         by_eigenvalues = self.inverse @ jnp.concatenate([a, self.size * b])
         return (
             jnp.where(self.regular, y, by_eigenvalues[:n]),
@@ -166,11 +169,13 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
 
     held = size * jnp.diag(1 - free)
     augmented = projected + held + size * unit.T @ unit
-    primal = jnp.linalg.cholesky(augmented)
-    across = cho_solve((primal, True), unit.T)
-    complement = unit @ across + jnp.diag(1 - active) / size
-    schur = jnp.linalg.cholesky(complement)
-    regular = _safe(primal, augmented, eps) & _safe(schur, complement, eps)
+    lower = cholesky(augmented, symmetrize_input=False)
+    primal = inverse_of_lower(lower)
+    half = primal @ unit.T
+    complement = half.T @ half + jnp.diag(1 - active) / size
+    lower_schur = cholesky(complement, symmetrize_input=False)
+    schur = inverse_of_lower(lower_schur)
+    regular = _safe(lower, augmented, eps) & _safe(lower_schur, complement, eps)
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
 
     def by_eigenvalues(zero):
@@ -184,7 +189,10 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         inverse = (
             vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]
         ) @ vectors.T
-        return inverse, _curvature(projected, held, unit, size), jnp.sum(null).astype(jnp.int32)
+        # After the call above, not beside it (see triangular.py), and like it not to be moved out.
+        then = zero * values[0]
+        curvature = _curvature(projected + then, held, unit + then, size)
+        return inverse, curvature, jnp.sum(null).astype(jnp.int32)
 
     blank = jnp.zeros((n + r, n + r), dtype), jnp.array(jnp.nan, dtype), jnp.array(0, jnp.int32)
     inverse, curvature, null = if_needed(~regular & finite, by_eigenvalues, blank, dtype)
@@ -197,7 +205,7 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         lengths=lengths,
         size=size,
         primal=primal,
-        across=across,
+        half=half,
         schur=schur,
         inverse=inverse,
         regular=regular,
@@ -227,11 +235,11 @@ def _curvature(
 
 
 def _safe(
-    cholesky: Float[Array, "n n"], matrix: Float[Array, "n n"], eps: float
+    lower: Float[Array, "n n"], matrix: Float[Array, "n n"], eps: float
 ) -> Bool[Array, ""]:
     """Whether every pivot is beyond the rounding of its diagonal entry. (NaN is not.)"""
-    pivots, diagonal = jnp.diagonal(cholesky) ** 2, jnp.diagonal(matrix)
-    return jnp.all(pivots > 10 * cholesky.shape[0] * eps * diagonal)
+    pivots, diagonal = jnp.diagonal(lower) ** 2, jnp.diagonal(matrix)
+    return jnp.all(pivots > 10 * lower.shape[0] * eps * diagonal)
 
 
 def if_needed(

@@ -18,18 +18,17 @@ first, which changes no solution, makes M + Ah' R Ah positive definite there if 
 then a Cholesky factorisation exists, and where it fails the inertia is taken to be wrong.
 """
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax.linalg import cholesky, triangular_solve
+from jax.lax.linalg import cholesky
 from jaxtyping import Array, Bool, Float, Scalar
+
+from ..triangular import inverse_of_lower
 
 # The constants of algorithm IC, Wächter & Biegler 2006, but for the smallest shift: 1e-20 there.
 FIRST_SHIFT, SMALLEST_SHIFT, LARGEST_SHIFT = 1e-4, 1e-12, 1e30
 GROW_FIRST, GROW, SHRINK = 100.0, 8.0, 1 / 3
-BLOCK = 32  # LAPACK inverts triangles up to this size; beyond, products of blocks are faster
 
 
 class System(eqx.Module):
@@ -105,7 +104,7 @@ def factorise(system: System, last_shift: Scalar, wanted: Bool[Array, ""]) -> Fa
     start = jnp.eye(n, dtype=dtype), zero, zero, ~wanted
     lower, _, shift, sound = jax.lax.while_loop(goes_on, attempt, start)
 
-    inverse = _inverse(lower)
+    inverse = inverse_of_lower(lower)
     half = inverse @ jnp.where(system.fixed[None], 0, equalities).T
     schur = half.T @ half
     # Rows that depend on others would make it singular. A relaxation that concerns the step of
@@ -117,7 +116,7 @@ def factorise(system: System, last_shift: Scalar, wanted: Bool[Array, ""]) -> Fa
     return Factors(
         inverse=inverse,
         half=half,
-        schur=_inverse(schur),
+        schur=inverse_of_lower(schur),
         weights=weights,
         relaxed=jnp.concatenate([relaxed / (1 + weights * relaxed), system.relaxed[p:]]),
         shift=shift,
@@ -179,36 +178,6 @@ def solve_once(
     dlh = seen / (1 - factors.weights * factors.relaxed[:p])
     dlg = each * ((system.jacobian @ dy)[p:] + reduced)
     return jnp.concatenate([dy, -(rs + dlg) / slack]), jnp.concatenate([dlh, dlg])
-
-
-def _inverse(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
-    """Of a lower triangle: that of its diagonal blocks, and products.
-
-    All blocks go into one call of LAPACK. It splits a batch among XLA's threads and waits for
-    them: two calls at the same time would take both threads of two cores, and wait for ever.
-    """
-    k = lower.shape[0]
-    if k == 0:
-        return lower
-    halvings = max(0, math.ceil(math.log2(k / BLOCK)))
-    b = -(-k // 2**halvings)
-    size = b * 2**halvings
-    padded = jnp.eye(size, dtype=lower.dtype).at[:k, :k].set(lower)
-
-    def blocks(rows, columns):
-        return jnp.stack([padded[i : i + b, j : j + b] for i, j in zip(rows, columns, strict=True)])
-
-    at = range(0, size, b)
-    unit = jnp.broadcast_to(jnp.eye(b, dtype=lower.dtype), (len(at), b, b))
-    inverse = triangular_solve(blocks(at, at), unit, left_side=True, lower=True)
-    while b < size:
-        first, last = inverse[0::2], inverse[1::2]
-        below = blocks(range(b, size, 2 * b), range(0, size, 2 * b))
-        below = -last @ (below @ first)
-        upper_half = jnp.concatenate([first, jnp.zeros_like(first)], axis=2)
-        inverse = jnp.concatenate([upper_half, jnp.concatenate([below, last], axis=2)], axis=1)
-        b *= 2
-    return inverse[0, :k, :k]
 
 
 def _with_diagonal(matrix: Float[Array, "k k"], diagonal: Float[Array, " k"]) -> Array:
