@@ -55,6 +55,8 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
 
     A constraint that is *weakly* active, with slack and multiplier both zero, is let go too, so
     that derivatives are those of the problem without it, unless the Hessian is indefinite then.
+
+    The polished point is without factors.
     """
     conditions, args = newton.conditions, newton.args
     assert isinstance(conditions, KarushKuhnTucker)
@@ -65,7 +67,7 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
 
     def advance(state: _State) -> _State:
         active = _unpack(conditions, state.active, args)
-        polished = newton.polish(start, active, allowed=~state.given_up)
+        polished = newton.polish(start, active, allowed=~state.given_up, keeps_factors=False)
         z = _without_inactive(conditions, polished.z, active)
         polished = eqx.tree_at(lambda p: p.z, polished, z)
         violations, margins = measure(conditions, conditions.split(z), args, active)
@@ -100,7 +102,7 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
         active=packed,
         kept=always,
         dropped=jnp.zeros_like(packed),
-        polished=newton.blank(start, first),
+        polished=newton.blank(start, first, keeps_factors=False),
         violations=Violations(zero, zero, zero),
         weakly_active=jnp.array(0, jnp.int32),
         count=jnp.array(0),

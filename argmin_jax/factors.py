@@ -111,10 +111,11 @@ class KKTFactors(eqx.Module):
     rows: Float[Array, "r n"]  # the active rows of the free variables, of unit length
     lengths: Float[Array, " r"]
     size: Float[Array, ""]  # of the Hessian
-    primal: Float[Array, "n n"]  # L^-1, where L L^T = H + rho A^T A
-    half: Float[Array, "n r"]  # L^-1 A^T
-    schur: Float[Array, "r r"]  # T^-1, where T T^T is the Schur complement
-    inverse: Float[Array, "nr nr"]  # by eigenvalues, where that is needed
+    # L^-1, where L L^T = H + rho A^T A, L^-1 A^T, and T^-1, where T T^T is the Schur complement;
+    # where not ``regular``, the blocks of the pseudo-inverse.
+    primal: Float[Array, "n n"]
+    across: Float[Array, "n r"]
+    dual: Float[Array, "r r"]
     regular: Bool[Array, ""]
     indefinite: Bool[Array, ""]  # on the null space of the active rows
     curvature: Float[Array, ""]  # there, where it was computed; else NaN
@@ -140,14 +141,15 @@ class KKTFactors(eqx.Module):
         return jnp.concatenate([y, multipliers, of_bounds])
 
     def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
-        n = a.size
         forward = self.primal @ (a + self.size * (b @ self.rows))
-        multipliers = self.schur.T @ (self.schur @ (self.half.T @ forward - b))
-        y = self.primal.T @ (forward - self.half @ multipliers)
-        by_eigenvalues = self.inverse @ jnp.concatenate([a, self.size * b])
+        multipliers = self.dual.T @ (self.dual @ (forward @ self.across - b))
+        y = self.primal.T @ (forward - self.across @ multipliers)
+        scaled = self.size * b
         return (
-            jnp.where(self.regular, y, by_eigenvalues[:n]),
-            jnp.where(self.regular, multipliers, self.size * by_eigenvalues[n:]),
+            jnp.where(self.regular, y, self.primal @ a + self.across @ scaled),
+            jnp.where(
+                self.regular, multipliers, self.size * (a @ self.across + self.dual @ scaled)
+            ),
         )
 
 
@@ -169,33 +171,39 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
 
     held = size * jnp.diag(1 - free)
     augmented = projected + held + size * unit.T @ unit
-    lower = cholesky(augmented, symmetrize_input=False)
+    # The transpose is the matrix itself, in the order that LAPACK reads without a copy.
+    lower = cholesky(augmented.T, symmetrize_input=False)
     primal = inverse_of_lower(lower)
-    half = primal @ unit.T
-    complement = half.T @ half + jnp.diag(1 - active) / size
-    lower_schur = cholesky(complement, symmetrize_input=False)
-    schur = inverse_of_lower(lower_schur)
-    regular = _safe(lower, augmented, eps) & _safe(lower_schur, complement, eps)
+    across = primal @ unit.T
+    complement = across.T @ across + jnp.diag(1 - active) / size
+    lower_dual = cholesky(complement.T, symmetrize_input=False)
+    regular = _safe(lower, augmented, eps) & _safe(lower_dual, complement, eps)
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
 
     def by_eigenvalues(zero):
-        coupling = size * unit
-        whole = jnp.block(
-            [[projected + held, coupling.T], [coupling, -size * jnp.diag(1 - active)]]
-        )
-        values, vectors = jnp.linalg.eigh(whole + zero)
+        hessian, coupling = projected + zero, size * unit + zero
+        off = -size * jnp.diag(1 - active)
+        whole = jnp.block([[hessian + held, coupling.T], [coupling, off]])
+        values, vectors = jnp.linalg.eigh(whole)
         clip = (n + r) * eps * jnp.max(jnp.abs(values))
         null = jnp.abs(values) <= clip
         inverse = (
             vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]
         ) @ vectors.T
-        # After the call above, not beside it (see triangular.py), and like it not to be moved out.
+        # After the call above, not beside it (see triangular.py).
         then = zero * values[0]
-        curvature = _curvature(projected + then, held, unit + then, size)
-        return inverse, curvature, jnp.sum(null).astype(jnp.int32)
+        curvature = _curvature(hessian + then, held, unit + then, size)
+        blocks = inverse[:n, :n], inverse[:n, n:], inverse[n:, n:]
+        return blocks, curvature, jnp.sum(null).astype(jnp.int32)
 
-    blank = jnp.zeros((n + r, n + r), dtype), jnp.array(jnp.nan, dtype), jnp.array(0, jnp.int32)
-    inverse, curvature, null = if_needed(~regular & finite, by_eigenvalues, blank, dtype)
+    blank = (
+        (primal, across, inverse_of_lower(lower_dual)),
+        jnp.array(jnp.nan, dtype),
+        jnp.array(0, jnp.int32),
+    )
+    (primal, across, dual), curvature, null = if_needed(
+        ~regular & finite, by_eigenvalues, blank, dtype
+    )
     return KKTFactors(
         free=free,
         active=active,
@@ -205,9 +213,8 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         lengths=lengths,
         size=size,
         primal=primal,
-        half=half,
-        schur=schur,
-        inverse=inverse,
+        across=across,
+        dual=dual,
         regular=regular,
         indefinite=curvature < -10 * n * eps * size,
         curvature=curvature,
@@ -234,9 +241,7 @@ def _curvature(
     return jnp.where(smallest > n * size, jnp.inf, smallest)
 
 
-def _safe(
-    lower: Float[Array, "n n"], matrix: Float[Array, "n n"], eps: float
-) -> Bool[Array, ""]:
+def _safe(lower: Float[Array, "n n"], matrix: Float[Array, "n n"], eps: float) -> Bool[Array, ""]:
     """Whether every pivot is beyond the rounding of its diagonal entry. (NaN is not.)"""
     pivots, diagonal = jnp.diagonal(lower) ** 2, jnp.diagonal(matrix)
     return jnp.all(pivots > 10 * lower.shape[0] * eps * diagonal)

@@ -55,6 +55,7 @@ class Newton(eqx.Module):
         z: Float[Array, " k"],
         active: Active | None = None,
         allowed: Bool[Array, ""] | bool = True,
+        keeps_factors: bool = True,
     ) -> Polished:
         """Newton's method from ``z`` with few factorisations, each used for several steps.
 
@@ -63,6 +64,9 @@ class Newton(eqx.Module):
         depend on the scaling of the residual), so the point is never thrown away. Where the
         Hessian has a negative eigenvalue no step is taken: Newton's method would be drawn to a
         saddle point; nor where it is not ``allowed``.
+
+        Matrices are a burden to a loop around this one, which has to carry them: without
+        ``keeps_factors`` the result has none.
         """
 
         def newton(carry: _State) -> _State:
@@ -80,26 +84,44 @@ class Newton(eqx.Module):
                 step=chord.step,
                 response=operator.mv(probe(z)),
                 spectrum=spectrum,
-                factors=kept_factors(self.linear_solver, state),
+                factors=kept_factors(self.linear_solver, state) if keeps_factors else None,
             )
             return _State(point, carry.count + 1, (chord.count > 0) & ~chord.finished)
 
-        start = _State(self.blank(z, active), jnp.array(0), jnp.array(True))
+        blank = self.blank(z, active, keeps_factors)
+        start = _State(blank, jnp.array(0), jnp.array(True))
         end = jax.lax.while_loop(
             lambda state: state.goes_on & (state.count < FACTORISATIONS), newton, start
         )
         return end.point
 
-    def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
+    def at(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
+        """The point z as it is, with all that a factorisation there tells."""
+        operator, state, spectrum = self._factorise(z, active)
+        residual = self.conditions.residual(z, self.args, active)
+        return Polished(
+            z=z,
+            residual=residual,
+            step=-apply_factors(self.linear_solver, state, residual),
+            response=operator.mv(probe(z)),
+            spectrum=spectrum,
+            factors=kept_factors(self.linear_solver, state),
+        )
+
+    def blank(
+        self, z: Float[Array, " k"], active: Active | None = None, keeps_factors: bool = True
+    ) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
+        zeros, unknown = jnp.zeros_like(z), unknown_spectrum(z.dtype)
+        if not keeps_factors:
+            return Polished(z, zeros, zeros, zeros, unknown, None)
 
         def factors():
             return kept_factors(self.linear_solver, self._factorise(z, active)[1])
 
         shapes = jax.eval_shape(factors)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        zeros = jnp.zeros_like(z)
-        return Polished(z, zeros, zeros, zeros, unknown_spectrum(z.dtype), empty)
+        return Polished(z, zeros, zeros, zeros, unknown, empty)
 
     def _factorise(self, z, active) -> tuple[lx.AbstractLinearOperator, Any, Spectrum]:
         operator = lx.linearise(self.conditions.jacobian(z, self.args, active))

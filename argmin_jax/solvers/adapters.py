@@ -38,6 +38,11 @@ class Minimiser(Protocol):
 class ConstrainedMinimiser(Minimiser, Protocol):
     """A solver of constrained problems that finds multipliers too. ``tolerance`` is relative."""
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether a loose ``tolerance`` saves steps."""
+        ...
+
     def run_program(
         self, program: NonlinearProgram, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
     ) -> PrimalDual: ...
@@ -154,6 +159,10 @@ def _check_instance(solver: Any) -> None:
 class _Program:
     solver: InteriorPoint | Ipopt
     restartable = False
+
+    @property
+    def stops_early(self) -> bool:
+        return isinstance(self.solver, InteriorPoint)
 
     def run_program(self, program, y, tolerance, max_steps) -> PrimalDual:
         return self.solver.run(program, y, tolerance, max_steps)

@@ -5,6 +5,7 @@ interior-point filter line-search algorithm for large-scale nonlinear programmin
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Scalar
 
@@ -21,6 +22,10 @@ class Point(eqx.Module):
     rows: Float[Array, " p+m"]
     lower: Float[Array, " n+m"]
     upper: Float[Array, " n+m"]
+
+    def moved(self, direction: "Point", alpha: Scalar) -> "Point":
+        """The point ``alpha`` times the direction further."""
+        return jax.tree.map(lambda at, step: at + alpha * step, self, direction)
 
 
 class Bounds(eqx.Module):

@@ -14,7 +14,7 @@ from .barrier import Point, errors, size
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
 from .kkt_system import Factors, System, factorise, solve
 from .nlp import NonlinearProgram, PrimalDual
-from .predictor import Predictor, Targets, beginning, corrected, is_convex
+from .predictor import Ended, Predictor
 from .restoration import ENOUGH, Restoration
 from .scaled import Here, Scale, ScaledProgram, Values
 
@@ -56,7 +56,11 @@ class InteriorPoint(eqx.Module):
         def goes_on(state: _State):
             return ~state.finished & (state.steps < max_steps)
 
-        return method.answer(jax.lax.while_loop(goes_on, method.step, method.start(y)))
+        state = method.start(y)
+        if method.scaled.curvature is not None:
+            predictor = Predictor(method.scaled, method.scaled.curvature, y, method.tolerance)
+            state = method.after(predictor.run(max_steps), state)
+        return method.answer(jax.lax.while_loop(goes_on, method.step, state))
 
 
 class _Search(eqx.Module):
@@ -86,8 +90,7 @@ class _State(eqx.Module):
     values: Values
     trial: Point
     forced: Bool[Array, ""]  # the trial point is not to be judged
-    # 0: at the given start, for the scale; 1: inside, for the slacks; then 2. A quadratic program
-    # begins at 1, as nothing but its bounds depends on the start.
+    # 0: at the given start, for the scale; 1: inside, for the slacks; then 2.
     stage: Int[Array, ""]
     estimate: Bool[Array, ""]  # the multipliers of the rows are to be estimated
     mu: Scalar
@@ -98,7 +101,6 @@ class _State(eqx.Module):
     last_shift: Scalar
     scale: Scale
     restoration: Restoration
-    free: Predictor | None
     pull: Float[Array, " n"]  # the gradient of the Lagrangian without bounds
     steps: Int[Array, ""]
     finished: Bool[Array, ""]
@@ -134,15 +136,14 @@ class _Method:
             lower=self.bounds.has_lower.astype(self.dtype),
             upper=self.bounds.has_upper.astype(self.dtype),
         )
-        program, curvature = self.scaled.program, self.scaled.derivatives.curvature
-        predicts = no if curvature is None else is_convex(curvature)
+        program = self.scaled.program
         return _State(
             point=point,
             values=Values(zero, rows),
             trial=point,
             forced=~no,
-            stage=predicts.astype(jnp.int32),
-            estimate=predicts,
+            stage=jnp.array(0, jnp.int32),
+            estimate=no,
             mu=jnp.full((), self.options.initial_barrier, self.dtype),
             filter=Filter.empty(self.dtype),
             first_theta=zero,
@@ -151,14 +152,21 @@ class _Method:
             last_shift=zero,
             scale=Scale(one, jnp.ones_like(rows)),
             restoration=Restoration(no, one, y, zero, one),
-            free=None
-            if curvature is None
-            else Predictor(predicts, jnp.inf * one, jnp.array(0, jnp.int32)),
             pull=jnp.zeros_like(y),
             steps=jnp.array(0, jnp.int32),
             finished=no,
             infeasible=jnp.any(program.lower > program.upper),
         )
+
+    def after(self, ended: Ended, start: _State) -> _State:
+        """The state to go on from: nothing is left to do where the predictor solved the program."""
+        found = eqx.tree_at(
+            lambda state: (state.point, state.pull, state.scale.objective, state.finished),
+            start,
+            (ended.point, ended.pull, ended.objective_scale, jnp.array(True)),
+        )
+        state = _where(ended.solved, found, start)
+        return eqx.tree_at(lambda state: state.steps, state, ended.steps)
 
     def _nothing_kept(self) -> _Kept:
         """Zeros of the right shapes."""
@@ -181,14 +189,14 @@ class _Method:
     # A step: judge the trial point, choose the direction, find the next trial point
 
     def step(self, state: _State) -> _State:
-        restoration, search, free = state.restoration, state.search, state.free
+        restoration, search = state.restoration, state.search
         scaling, normal = state.stage == 0, (state.stage > 1) & ~state.estimate
         choosing = state.stage == 1
         here = self.scaled.evaluate(
             state.trial,
             state.scale,
             restoration,
-            scaling=state.steps == 0,
+            scaling=scaling,
             slackening=choosing,
         )
         before = self.merit(state.point.x, state.values, state.mu, restoration)
@@ -198,7 +206,7 @@ class _Method:
         point, values = _where(accepted, (here.point, here.values), (state.point, state.values))
         first_theta = jnp.where(choosing, after.theta, state.first_theta)
         filter_ = _where(
-            accepted & ~state.forced & ~by_armijo & ~restoration.active & ~self.is_free(state),
+            accepted & ~state.forced & ~by_armijo & ~restoration.active,
             state.filter.added(before),
             state.filter,
         )
@@ -224,18 +232,12 @@ class _Method:
         recovered = accepted & ~state.forced & restoration.active & self.recovers(state, here)
 
         # The barrier parameter
-        if free is not None:
-            sound = here.finite & (state.last_shift == 0)
-            free = free.judged(total, accepted & normal, sound)
         mu = state.mu
         for _ in range(4):
             solved = accepted & normal & (error.at(mu, self.bounds) <= KAPPA_EPS * mu)
             solved = solved | (accepted & normal & search.tiny & (mu == state.mu))
             mu = jnp.where(solved, self.next_mu(mu), mu)
-        stuck = accepted & search.tiny & (state.mu <= self.floor) & ~self.is_free(state)
-        if free is not None:
-            left = self.is_free(state) & ~free.active
-            mu = jnp.where(left, jnp.maximum(self.bounds.average(here.point), self.floor), mu)
+        stuck = accepted & search.tiny & (state.mu <= self.floor)
         filter_ = _where((mu != state.mu) & ~restoration.active, Filter.empty(self.dtype), filter_)
 
         # A refusal: a second-order correction, or a shorter step
@@ -260,29 +262,21 @@ class _Method:
         )
         rx = slope + here.times_rows(here.point.rows)
         rc = jnp.where(restoration.active, 0, here.values.c)
-        rx, rc = _where(state.estimate, self.estimating(here, self.is_free(state)), (rx, rc))
+        rx, rc = _where(state.estimate, self.estimating(here), (rx, rc))
         left_over = search.alpha * search.corrected + here.values.c
         kept = None
         if state.kept is not None:
             kept = _where(accepted, _Kept(system, factors, rx), state.kept)
             system, factors, rx = kept.system, kept.factors, kept.rx
             rc = jnp.where(corrects, left_over, rc)
-        plain = mu * jnp.ones_like(rx)
-        targets = Targets(rx, plain, plain, mu)
-        if free is not None:
-            better = corrected(self.bounds, here, system, factors, rc, 1e-3 * self.floor)
-            targets = _where(free.active & normal, better, targets)
-            mu = targets.mu
-        dx, drows = solve(system, factors, targets.rx, rc)
-        direction = self.bounds.direction(point, dx, drows, targets.lower, targets.upper)
+        dx, drows = solve(system, factors, rx, rc)
+        target = mu * jnp.ones_like(rx)
+        direction = self.bounds.direction(point, dx, drows, target, target)
 
         # The next trial point
         fresh = accepted | corrects
         used = _where(fresh, direction, search.direction)
         primal, dual = self.bounds.longest(point, used, jnp.maximum(TAU_MIN, 1 - mu))
-        if free is not None:
-            both = jnp.minimum(primal, dual)
-            primal, dual = (jnp.where(free.active, both, each) for each in (primal, dual))
         alpha = jnp.where(fresh, primal, shorter)
         trial = Point(
             x=point.x + alpha * used.x,
@@ -321,7 +315,7 @@ class _Method:
         mu = jnp.where(restores, jnp.maximum(mu, largest), jnp.where(recovered, restoration.mu, mu))
         lower, upper = self.bounds.centred(point.x, mu)
         anew = Point(point.x, jnp.where(recovered, 0, point.rows), lower, upper)
-        anew = _where(state.estimate, self.estimated(point, dx, drows, free), anew)
+        anew = _where(state.estimate, self.estimated(point, drows), anew)
         anew = _where(scaling, self.scaled.inside(state.point), anew)
         forced = restores | recovered | state.estimate | scaling
         trial, point = _where(forced, (anew, anew), (trial, point))
@@ -342,15 +336,11 @@ class _Method:
             last_shift=jnp.where(accepted & ~scaling, factors.last_shift, state.last_shift),
             scale=here.scale,
             restoration=onward,
-            free=free,
             pull=pull,
             steps=state.steps + 1,
             finished=converged | infeasible | given_up | dead | escaped,
             infeasible=state.infeasible | infeasible,
         )
-
-    def is_free(self, state: _State) -> Bool[Array, ""]:
-        return jnp.array(False) if state.free is None else state.free.active
 
     # The merit of a point
 
@@ -370,7 +360,7 @@ class _Method:
         fine = jnp.where(switched, descends, sufficient(before, after, first))
         fine = fine & state.filter.accepts(after)
         fine = jnp.where(state.restoration.active, descends, fine)
-        return fine | search.tiny | self.is_free(state), switched & descends
+        return fine | search.tiny, switched & descends
 
     def corrects(self, search: _Search, before: Merit, after: Merit) -> Bool[Array, ""]:
         """Whether a second-order correction is worth trying, steps A-5.5 and A-5.9."""
@@ -392,40 +382,28 @@ class _Method:
         return jnp.concatenate([slope[: self.n] + back, slope[self.n :]])
 
     def system(self, here: Here, mu: Scalar, restoration: Restoration, state: _State) -> System:
-        estimate, begins = state.estimate, state.estimate & self.is_free(state)
+        estimate = state.estimate
         near = restoration.curvature(mu)
         curvature = self.bounds.curvature(here.point)
         curvature = jnp.concatenate([curvature[: self.n] + near, curvature[self.n :]])
-        bounded = self.bounds.has_lower | self.bounds.has_upper
-        ones = jnp.where(begins & ~bounded, 0, jnp.ones_like(curvature))
-        factor = jnp.where(estimate & ~begins, 0, here.factor)
         return System(
             hessian=here.hessian,
-            factor=factor,
-            barrier=jnp.where(estimate, ones, curvature),
+            factor=jnp.where(estimate, 0, here.factor),
+            barrier=jnp.where(estimate, 1, curvature),
             jacobian=here.jacobian,
             relaxed=jnp.where(restoration.active, restoration.unit, 0)
             * jnp.ones_like(here.point.rows),
             fixed=self.scaled.fixed,
         )
 
-    def estimating(self, here: Here, begins: Bool[Array, ""]) -> tuple[Array, Array]:
-        """The right-hand sides for the first multipliers: least squares, section 3.6.
-
-        Where the predictor ``begins``, those of its start, see `beginning`.
-        """
-        slacks = jnp.concatenate([jnp.zeros(self.p, self.dtype), here.point.x[self.n :]])
-        start = here.gradient, here.values.c - slacks
+    def estimating(self, here: Here) -> tuple[Array, Array]:
+        """The right-hand sides for the first multipliers: least squares, section 3.6."""
         slope = here.gradient - here.point.lower + here.point.upper
-        return _where(begins, start, (slope, jnp.zeros_like(slacks)))
+        return slope, jnp.zeros_like(here.values.c)
 
-    def estimated(self, point: Point, dx: Array, drows: Array, free: Predictor | None) -> Point:
+    def estimated(self, point: Point, drows: Array) -> Point:
         rows = jnp.where(size(drows) <= LARGEST_MULTIPLIER, drows, 0)
-        found = Point(point.x, rows, point.lower, point.upper)
-        if free is None:
-            return found
-        begun = beginning(self.scaled, point, dx, drows)
-        return _where(free.active, begun, found)
+        return Point(point.x, rows, point.lower, point.upper)
 
     # Restoration
 

@@ -68,29 +68,13 @@ class Factors(eqx.Module):
 def factorise(system: System, last_shift: Scalar, wanted: Bool[Array, ""]) -> Factors:
     """Algorithm IC of Wächter & Biegler: delta is raised until the inertia is right.
 
-    Pivots that rounding may have left of nothing count as wrong. Where not ``wanted`` the factors
-    are useless, and cheap.
+    Where not ``wanted`` the factors are useless, and cheap.
     """
-    n, p, _ = system.sizes
-    dtype = system.hessian.dtype
-    eps = float(jnp.finfo(dtype).eps)
-    equalities = system.jacobian[:p]
-
-    size = jnp.maximum(system.factor * jnp.max(jnp.abs(system.hessian), initial=0), FIRST_SHIFT)
-    lengths = jnp.sum(equalities**2, axis=1)
-    weights = eps**-0.2 * size / jnp.where(lengths > 0, lengths, 1)
-    weights = jnp.minimum(weights, 0.5 / jnp.maximum(system.relaxed[:p], eps))
-    each = 1 / (1 / system.barrier[n:] + system.relaxed[p:])
-    heavy = jnp.sqrt(jnp.concatenate([weights, each]))[:, None] * system.jacobian
-    matrix = system.factor * system.hessian + heavy.T @ heavy
-    matrix = jnp.where(system.fixed[:, None] | system.fixed[None], 0, matrix)
-    diagonal = jnp.diagonal(matrix) + jnp.where(system.fixed, 1, system.barrier[:n])
+    condensed = _condense(system)
 
     def attempt(carry):
         _, shift, _, _ = carry
-        lower = cholesky(_with_diagonal(matrix, diagonal + shift), symmetrize_input=False)
-        pivots = jnp.diagonal(lower) ** 2
-        sound = jnp.all(pivots > n * eps * (diagonal + shift))  # NaN is not
+        lower, sound = condensed.cholesky(shift)
         first = jnp.maximum(SMALLEST_SHIFT, SHRINK * last_shift)
         first = jnp.where(last_shift > 0, first, FIRST_SHIFT)
         grown = shift * jnp.where(last_shift > 0, GROW, GROW_FIRST)
@@ -100,12 +84,65 @@ def factorise(system: System, last_shift: Scalar, wanted: Bool[Array, ""]) -> Fa
         _, shift, _, sound = carry
         return ~sound & (shift < LARGEST_SHIFT)
 
-    zero = jnp.zeros((), dtype)
-    start = jnp.eye(n, dtype=dtype), zero, zero, ~wanted
+    zero = jnp.zeros((), system.hessian.dtype)
+    start = jnp.eye(system.sizes[0], dtype=zero.dtype), zero, zero, ~wanted
     lower, _, shift, sound = jax.lax.while_loop(goes_on, attempt, start)
+    last_shift = jnp.where(shift > 0, shift, last_shift)
+    return _factors(system, condensed, lower, shift, last_shift, sound & wanted)
 
+
+def factorise_definite(system: System) -> Factors:
+    """Factors without a delta, not ``sound`` where that is needed."""
+    condensed = _condense(system)
+    zero = jnp.zeros((), system.hessian.dtype)
+    lower, sound = condensed.cholesky(zero)
+    return _factors(system, condensed, lower, zero, zero, sound)
+
+
+class _Condensed(eqx.Module):
+    """M + Ah' R Ah, and R."""
+
+    matrix: Float[Array, "n n"]  # but for
+    diagonal: Float[Array, " n"]  # its diagonal
+    weights: Float[Array, " p"]
+
+    def cholesky(self, shift: Scalar) -> tuple[Float[Array, "n n"], Bool[Array, ""]]:
+        """The lower factor, and whether it is sound: pivots that rounding may have left of
+        nothing count as wrong."""
+        diagonal = self.diagonal + shift
+        # The transpose is the matrix itself, in the order that LAPACK reads without a copy.
+        lower = cholesky(_with_diagonal(self.matrix.T, diagonal), symmetrize_input=False)
+        rounding = diagonal.size * float(jnp.finfo(diagonal.dtype).eps)
+        return lower, jnp.all(jnp.diagonal(lower) ** 2 > rounding * diagonal)  # NaN is not
+
+
+def _condense(system: System) -> _Condensed:
+    n, p, _ = system.sizes
+    eps = float(jnp.finfo(system.hessian.dtype).eps)
+    size = jnp.maximum(system.factor * jnp.max(jnp.abs(system.hessian), initial=0), FIRST_SHIFT)
+    lengths = jnp.sum(system.jacobian[:p] ** 2, axis=1)
+    weights = eps**-0.2 * size / jnp.where(lengths > 0, lengths, 1)
+    weights = jnp.minimum(weights, 0.5 / jnp.maximum(system.relaxed[:p], eps))
+    each = 1 / (1 / system.barrier[n:] + system.relaxed[p:])
+    heavy = jnp.sqrt(jnp.concatenate([weights, each]))[:, None] * system.jacobian
+    matrix = system.factor * system.hessian + heavy.T @ heavy
+    matrix = jnp.where(system.fixed[:, None] | system.fixed[None], 0, matrix)
+    diagonal = jnp.diagonal(matrix) + jnp.where(system.fixed, 1, system.barrier[:n])
+    return _Condensed(matrix, diagonal, weights)
+
+
+def _factors(
+    system: System,
+    condensed: _Condensed,
+    lower: Float[Array, "n n"],
+    shift: Scalar,
+    last_shift: Scalar,
+    sound: Bool[Array, ""],
+) -> Factors:
+    _, p, _ = system.sizes
+    eps, weights = float(jnp.finfo(lower.dtype).eps), condensed.weights
     inverse = inverse_of_lower(lower)
-    half = inverse @ jnp.where(system.fixed[None], 0, equalities).T
+    half = inverse @ jnp.where(system.fixed[None], 0, system.jacobian[:p]).T
     schur = half.T @ half
     # Rows that depend on others would make it singular. A relaxation that concerns the step of
     # the multipliers alone (a proximal term) lets the rows hold in the limit all the same.
@@ -120,8 +157,8 @@ def factorise(system: System, last_shift: Scalar, wanted: Bool[Array, ""]) -> Fa
         weights=weights,
         relaxed=jnp.concatenate([relaxed / (1 + weights * relaxed), system.relaxed[p:]]),
         shift=shift,
-        last_shift=jnp.where(shift > 0, shift, last_shift),
-        sound=sound & wanted,
+        last_shift=last_shift,
+        sound=sound,
     )
 
 

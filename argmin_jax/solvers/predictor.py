@@ -1,91 +1,165 @@
-"""Mehrotra's predictor-corrector, for quadratic programs while they turn out to be convex.
+"""Mehrotra's predictor-corrector method for convex quadratic programs.
 
-Mehrotra, On the implementation of a primal-dual interior point method, 1992.
+Mehrotra, On the implementation of a primal-dual interior point method, 1992. Every step is taken,
+as far as slacks and multipliers stay positive, without a line search; where that does not lead to
+a solution soon, the filter method of `interior_point` has to.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.lax.linalg import cholesky
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from .barrier import Bounds, Point
-from .kkt_system import Factors, System, solve_once
-from .scaled import Here, ScaledProgram
+from .barrier import Point, errors
+from .kkt_system import System, factorise_definite, solve, solve_once
+from .scaled import ScaledProgram, Slopes
 
-PROGRESS = 0.9  # of the error in a step; without it
-STALLED = 4  # steps are enough, and the filter line search takes over
+PROGRESS = 0.9  # of the merit in a step; without it
+STALLED = 4  # steps are enough
+TAU = 0.995  # fraction to the boundary
 
 
-class Predictor(eqx.Module):
-    """While active, every step is taken, as long as both kinds of variables stay positive."""
+class Ended(eqx.Module):
+    """Where the method ended, and whether that is a solution."""
 
-    active: Bool[Array, ""]
-    best: Scalar  # the smallest error so far
+    point: Point
+    pull: Float[Array, " n"]  # the gradient of the Lagrangian without bounds
+    objective_scale: Scalar
+    steps: Int[Array, ""]
+    solved: Bool[Array, ""]
+
+
+class _State(eqx.Module):
+    point: Point
+    slopes: Slopes
+    error: Scalar
+    # The smallest merit so far: that of the error's parts, with the average product of
+    # complementarity for the largest, which may grow for some steps.
+    best: Scalar
     stalled: Int[Array, ""]
+    sound: Bool[Array, ""]  # convex, and finite
+    steps: Int[Array, ""]
 
-    def judged(self, error: Scalar, counts: Bool[Array, ""], sound: Bool[Array, ""]) -> "Predictor":
-        """After a step to a point of that error; not ``sound``: not convex, or not finite."""
-        better = error < PROGRESS * self.best
-        stalled = jnp.where(counts, jnp.where(better, 0, self.stalled + 1), self.stalled)
-        return Predictor(
-            active=self.active & sound & (stalled < STALLED),
-            best=jnp.where(counts & better, error, self.best),
-            stalled=stalled,
+
+class Predictor:
+    """The method for one program: what stays the same in it, and its step."""
+
+    def __init__(
+        self,
+        scaled: ScaledProgram,
+        curvature: Float[Array, "n n"],
+        y: Float[Array, " n"],
+        tolerance: Scalar,
+    ):
+        self.scaled, self.bounds = scaled, scaled.bounds
+        self.tolerance = tolerance
+        self.y = scaled.placed(y)
+        self.curvature = curvature
+        self.scale, self.slopes = scaled.first_slopes(self.y)
+
+    def run(self, max_steps: Int[Array, ""]) -> Ended:
+        def goes_on(state: _State):
+            given_up = (state.stalled >= STALLED) | (state.steps >= max_steps)
+            return state.sound & (state.error > self.tolerance) & ~given_up
+
+        end = jax.lax.while_loop(goes_on, self.step, self.start())
+        return Ended(
+            point=end.point,
+            pull=self.pull(end.point, end.slopes)[: self.scaled.n],
+            objective_scale=self.scale,
+            steps=end.steps,
+            solved=end.sound & (end.error <= self.tolerance),
         )
 
+    def start(self) -> _State:
+        """The start that the solution of the first system makes.
 
-class Targets(eqx.Module):
-    """What a step is to make of stationarity and of the products of complementarity."""
+        That is the solution of the program with |s|^2 / 2 added and the signs of s and its
+        multipliers, which are -s, ignored: both are then lifted to be positive (Vandenberghe, The
+        CVXOPT linear and quadratic cone program solvers, 2010, section 5.3).
+        """
+        n, bounds = self.scaled.n, self.bounds
+        y, slack = self.y, jnp.zeros(self.scaled.m, self.y.dtype)
+        bounded = (bounds.has_lower | bounds.has_upper).astype(y.dtype)
+        system = self.system(bounded)
+        factors = factorise_definite(system)
+        gradient = jnp.concatenate([self.slopes.gradient, slack])
+        dx, rows = solve(system, factors, gradient, self.slopes.c)
+        point = Point(
+            x=jnp.concatenate([y + dx[:n], _lifted(dx[n:])]),
+            rows=rows,
+            lower=jnp.concatenate([bounded[:n] * bounds.has_lower[:n], _lifted(-dx[n:])]),
+            upper=bounds.has_upper.astype(y.dtype),
+        )
+        point = self.scaled.inside(point)
+        slopes = self.scaled.slopes(point.x, self.scale)
+        error, merit = self.error_and_merit(point, slopes)
+        return _State(
+            point=point,
+            slopes=slopes,
+            error=error,
+            best=merit,
+            stalled=jnp.array(0, jnp.int32),
+            sound=is_convex(self.curvature) & factors.sound & jnp.isfinite(error),
+            steps=jnp.array(0, jnp.int32),
+        )
 
-    rx: Float[Array, " n+m"]
-    lower: Float[Array, " n+m"]
-    upper: Float[Array, " n+m"]
-    mu: Scalar
+    def step(self, state: _State) -> _State:
+        bounds, point, slopes = self.bounds, state.point, state.slopes
+        system = self.system(bounds.curvature(point))
+        factors = factorise_definite(system)
+        pull = self.pull(point, slopes)
 
+        # The affine step tells how much centring is needed, and what the products of
+        # complementarity are left with to second order.
+        zero = jnp.zeros_like(point.x)
+        dx, drows = solve_once(system, factors, pull, slopes.c)
+        affine = bounds.direction(point, dx, drows, zero, zero)
+        reached = point.moved(affine, jnp.minimum(*bounds.longest(point, affine, 1.0)))
+        average = bounds.average(point)
+        ratio = bounds.average(reached) / jnp.where(average > 0, average, 1)
+        mu = jnp.maximum(ratio**3 * average, 1e-4 * self.tolerance)
+        lower, upper = mu - dx * affine.lower, mu + dx * affine.upper
 
-def corrected(
-    bounds: Bounds,
-    here: Here,
-    system: System,
-    factors: Factors,
-    rc: Float[Array, " p+m"],
-    floor: Scalar,
-) -> Targets:
-    """The targets that undo what the affine step leaves in the products to second order."""
-    point = here.point
-    zero = jnp.zeros_like(point.x)
-    ahead = here.gradient + here.times_rows(point.rows)
-    dx, drows = solve_once(system, factors, ahead, rc)
-    affine = bounds.direction(point, dx, drows, zero, zero)
-    alpha = jnp.minimum(*bounds.longest(point, affine, 1.0))
-    reached = Point(
-        x=point.x + alpha * dx,
-        rows=point.rows,
-        lower=point.lower + alpha * affine.lower,
-        upper=point.upper + alpha * affine.upper,
-    )
-    average = bounds.average(point)
-    ratio = bounds.average(reached) / jnp.where(average > 0, average, 1)
-    mu = jnp.maximum(ratio**3 * average, floor)
-    lower, upper = mu - dx * affine.lower, mu + dx * affine.upper
-    return Targets(ahead + bounds.push(point.x, lower, upper), lower, upper, mu)
+        right = pull + bounds.push(point.x, lower, upper)
+        dx, drows = solve_once(system, factors, right, slopes.c)
+        direction = bounds.direction(point, dx, drows, lower, upper)
+        point = point.moved(direction, jnp.minimum(*bounds.longest(point, direction, TAU)))
 
+        slopes = self.scaled.slopes(point.x, self.scale)
+        error, merit = self.error_and_merit(point, slopes)
+        better = merit < PROGRESS * state.best
+        return _State(
+            point=point,
+            slopes=slopes,
+            error=error,
+            best=jnp.where(better, merit, state.best),
+            stalled=jnp.where(better, 0, state.stalled + 1),
+            sound=factors.sound & jnp.isfinite(error),
+            steps=state.steps + 1,
+        )
 
-def beginning(scaled: ScaledProgram, point: Point, dx: Array, drows: Array) -> Point:
-    """The start that the solution (dx, drows) of the first system makes.
+    def system(self, barrier: Float[Array, " n+m"]) -> System:
+        return System(
+            hessian=self.curvature,
+            factor=self.scale,
+            barrier=barrier,
+            jacobian=self.scaled.jacobian,
+            relaxed=jnp.zeros(self.scaled.p + self.scaled.m, self.y.dtype),
+            fixed=self.scaled.fixed,
+        )
 
-    That is the solution of the program with |s|^2 / 2 added and the signs of s and its
-    multipliers, which are -s, ignored: both are then lifted to be positive (Vandenberghe, The
-    CVXOPT linear and quadratic cone program solvers, 2010, section 5.3).
-    """
-    n = scaled.n
-    begun = Point(
-        x=jnp.concatenate([point.x[:n] + dx[:n], _lifted(dx[n:])]),
-        rows=drows,
-        lower=jnp.concatenate([point.lower[:n], _lifted(-dx[n:])]),
-        upper=point.upper,
-    )
-    return scaled.inside(begun)
+    def pull(self, point: Point, slopes: Slopes) -> Float[Array, " n+m"]:
+        """The gradient of the Lagrangian without bounds."""
+        of_y = slopes.gradient + self.scaled.jacobian.T @ point.rows
+        return jnp.concatenate([of_y, point.rows[self.scaled.p :]])
+
+    def error_and_merit(self, point: Point, slopes: Slopes) -> tuple[Scalar, Scalar]:
+        stationarity = self.pull(point, slopes) - point.lower + point.upper
+        found = errors(self.bounds, point, self.scaled.movable(stationarity), slopes.c)
+        merit = jnp.maximum(found.linear, self.bounds.average(point) / found.scale)
+        return found.at(0.0, self.bounds), merit
 
 
 def is_convex(curvature: Float[Array, "n n"]) -> Bool[Array, ""]:

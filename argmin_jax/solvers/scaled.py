@@ -26,6 +26,13 @@ class Values(eqx.Module):
     c: Float[Array, " p+m"]
 
 
+class Slopes(eqx.Module):
+    """What a step of a quadratic program needs to know of a point."""
+
+    gradient: Float[Array, " n"]  # of the objective
+    c: Float[Array, " p+m"]
+
+
 class Here(eqx.Module):
     """Everything that is known of the problem at a point."""
 
@@ -57,7 +64,7 @@ class ScaledProgram:
         self.derivatives = Derivatives(program, y)
         linear = self.derivatives.jacobian
         self.linear = linear is not None
-        self.quadratic = self.derivatives.curvature is not None
+        self.curvature = self.derivatives.curvature
         if linear is not None:
             self.row_scale = _scale(linear)
             self.jacobian = self.row_scale[:, None] * linear
@@ -90,10 +97,25 @@ class ScaledProgram:
         values = Values(scale.objective * raw.value, c)
         varying = [values.value, c, gradient]
         varying += [] if self.linear else [jacobian]
-        varying += [] if self.quadratic else [hessian]
+        varying += [] if self.curvature is not None else [hessian]
         finite = jnp.stack([jnp.all(jnp.isfinite(each)) for each in varying])
         point = Point(jnp.concatenate([y, slacks]), multipliers, trial.lower, trial.upper)
         return Here(point, values, gradient, jacobian, hessian, factor, scale, jnp.all(finite))
+
+    def first_slopes(self, y: Float[Array, " n"]) -> tuple[Scalar, Slopes]:
+        """The objective's scale, from the start of a quadratic program, and the slopes there."""
+        gradient = jax.grad(self.derivatives.objective)(y)
+        scale = _scale(gradient)
+        return scale, Slopes(scale * gradient, self.row_scale * self.derivatives.rows(y))
+
+    def slopes(self, x: Float[Array, " n+m"], scale: Scalar) -> Slopes:
+        """At x, of a quadratic program."""
+        y, slacks = x[: self.n], x[self.n :]
+        rows = self.row_scale * self.derivatives.rows(y)
+        return Slopes(
+            gradient=scale * jax.grad(self.derivatives.objective)(y),
+            c=jnp.concatenate([rows[: self.p], rows[self.p :] + slacks]),
+        )
 
     def movable(self, x: Float[Array, " n+m"]) -> Float[Array, " n+m"]:
         """x without its components along fixed unknowns."""
