@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .factors import KKTMatrices
-from .optimality import Active, KarushKuhnTucker, Multipliers, probe, quotient
+from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers, probe, quotient
 from .polish import Newton, Polished
 from .program import Arguments
 from .structure import Blocks, hessian_blocks
@@ -113,6 +113,28 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
     return Settled(
         end.polished, _unpack(conditions, end.active, args), end.weakly_active, end.violations
     )
+
+
+def settle_on_path(newton: Newton, found: Multipliers) -> Settled:
+    """Polishes ``found`` to the point of the central path. It is judged as a constrained minimum
+    but for complementarity, which holds as slack * multiplier = mu by construction, inside."""
+    conditions, args = newton.conditions, newton.args
+    assert isinstance(conditions, CentralPath)
+    fixed = _always_active(conditions, args)
+    multipliers = jnp.zeros_like(found.ineq), jnp.where(fixed.fixed, found.bounds, 0)
+    start = conditions.join(Multipliers(found.y, found.eq, *multipliers))
+    polished = newton.polish(start, fixed)
+    at = conditions.multipliers(polished.z, args)
+    seen = Multipliers(at.y, at.eq, at.ineq, at.upper - at.lower)
+    violations, margins = measure(conditions.limit, seen, args, fixed)
+    inside = jnp.all((margins.slack > 0) | _pack(conditions, fixed))
+    outside = jnp.full_like(violations.complementarity, jnp.inf)
+    violations = Violations(
+        violations.stationarity,
+        violations.infeasibility,
+        jnp.where(inside, jnp.zeros_like(outside), outside),
+    )
+    return Settled(polished, fixed, jnp.array(0, jnp.int32), violations)
 
 
 class _State(eqx.Module):

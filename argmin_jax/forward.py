@@ -9,9 +9,11 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int
 
 from .certificate import Certificate, certify
-from .constrained import Settled, Violations, estimated_multipliers, matrices, settle
+from .constrained import Settled, Violations, estimated_multipliers, matrices, settle, settle_on_path
 from .optimality import (
     Active,
+    Barrier,
+    CentralPath,
     Conditions,
     Fixed,
     KarushKuhnTucker,
@@ -55,16 +57,18 @@ class Found(eqx.Module):
     factors: Any  # of K at z, for the linear solver; or None
 
 
-def conditions_of(problem: Problem | Equations) -> Conditions:
-    """What a solution of ``problem`` satisfies."""
+def conditions_of(problem: Problem | Equations, minimiser: Minimiser) -> Conditions:
+    """What a solution of ``problem`` by ``minimiser`` satisfies."""
     if isinstance(problem, Equations):
         return Fixed(problem.function) if problem.is_map else Zero(problem.function)
     if not problem.constrained:
         return Stationary(problem.objective)
+    objective, eq, ineq, size = problem.objective, problem.eq, problem.ineq, problem.start.size
     bounded = problem.args.bounds is not None
-    return KarushKuhnTucker(
-        problem.objective, problem.eq, problem.ineq, bounded, problem.start.size
-    )
+    if isinstance(minimiser, ConstrainedMinimiser) and minimiser.smoothing is not None:
+        barrier = Barrier(objective, ineq, minimiser.smoothing)
+        return CentralPath(barrier, eq, ineq, bounded, size)
+    return KarushKuhnTucker(objective, eq, ineq, bounded, size)
 
 
 def find(problem: Problem | Equations, conditions: Conditions, method: Method) -> Found:
@@ -159,7 +163,10 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         method.linear_solver,
         lambda z, active: matrices(conditions, z, args, active),
     )
-    settled = settle(newton, found, method.tol)
+    if isinstance(conditions, CentralPath):
+        settled = settle_on_path(newton, found)
+    else:
+        settled = settle(newton, found, method.tol)
     point, violations = settled.polished, settled.violations
     finite = jnp.all(jnp.isfinite(point.z)) & jnp.isfinite(violations.worst)
     solved = finite & (violations.worst <= method.tol)

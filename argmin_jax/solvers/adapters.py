@@ -38,6 +38,11 @@ class Minimiser(Protocol):
 class ConstrainedMinimiser(Minimiser, Protocol):
     """A solver of constrained problems that finds multipliers too. ``tolerance`` is relative."""
 
+    @property
+    def smoothing(self) -> float | None:
+        """The barrier parameter at which it stops, if it is to stop at one."""
+        ...
+
     def run_program(
         self, program: NonlinearProgram, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
     ) -> PrimalDual: ...
@@ -154,6 +159,10 @@ def _check_instance(solver: Any) -> None:
 class _Program:
     solver: InteriorPoint | Ipopt
     restartable = False
+
+    @property
+    def smoothing(self) -> float | None:
+        return self.solver.smoothing if isinstance(self.solver, InteriorPoint) else None
 
     def run_program(self, program, y, tolerance, max_steps) -> PrimalDual:
         return self.solver.run(program, y, tolerance, max_steps)
