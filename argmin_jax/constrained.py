@@ -126,13 +126,11 @@ def settle_on_path(newton: Newton, found: Multipliers) -> Settled:
     polished = newton.polish(start, fixed)
     at = conditions.multipliers(polished.z, args)
     seen = Multipliers(at.y, at.eq, at.ineq, at.upper - at.lower)
-    violations, margins = measure(conditions.limit, seen, args, fixed)
-    inside = jnp.all((margins.slack > 0) | _pack(conditions, fixed))
-    outside = jnp.full_like(violations.complementarity, jnp.inf)
+    violations, _ = measure(conditions.limit, seen, args, fixed)
+    slacks = jax.tree.leaves(conditions.barrier.slacks(at.y, args))
+    outside = ~jnp.all(jnp.concatenate(slacks) > 0)
     violations = Violations(
-        violations.stationarity,
-        violations.infeasibility,
-        jnp.where(inside, jnp.zeros_like(outside), outside),
+        violations.stationarity, violations.infeasibility, outside.astype(start.dtype)
     )
     return Settled(polished, fixed, jnp.array(0, jnp.int32), violations)
 

@@ -9,7 +9,14 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int
 
 from .certificate import Certificate, certify
-from .constrained import Settled, Violations, estimated_multipliers, matrices, settle, settle_on_path
+from .constrained import (
+    Settled,
+    Violations,
+    estimated_multipliers,
+    matrices,
+    settle,
+    settle_on_path,
+)
 from .optimality import (
     Active,
     Barrier,

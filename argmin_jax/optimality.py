@@ -248,9 +248,7 @@ class CentralPath(KarushKuhnTucker):
     @property
     def limit(self) -> KarushKuhnTucker:
         """The conditions where mu is zero."""
-        return KarushKuhnTucker(
-            self.barrier.objective, self.eq, self.ineq, self.bounded, self.size
-        )
+        return KarushKuhnTucker(self.barrier.objective, self.eq, self.ineq, self.bounded, self.size)
 
     def multipliers(self, z: Float[Array, " k"], args: Arguments) -> "PathMultipliers":
         at, mu = self.split(z), self.barrier.mu

@@ -49,8 +49,7 @@ class InteriorPoint(eqx.Module):
             )
         if self.smoothing is not None and not 0 < self.smoothing < float("inf"):
             raise ValueError(
-                "InteriorPoint(smoothing=...) must be positive and finite; "
-                f"found {self.smoothing}."
+                f"InteriorPoint(smoothing=...) must be positive and finite; found {self.smoothing}."
             )
         if not self.initial_barrier > 0:
             raise ValueError(
