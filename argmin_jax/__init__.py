@@ -1,5 +1,8 @@
 """argmin_jax: the differentiable argmin layer for JAX."""
 
+# Sets that are often asked for: simplex, box, ball, affine, halfspaces.
+from . import constraints as constraints
+
 # Gradients of your own problem held against differences.
 from .check import GradientCheck as GradientCheck
 from .check import LeafCheck as LeafCheck

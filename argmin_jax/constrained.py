@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .factors import KKTMatrices
-from .optimality import Active, KarushKuhnTucker, Multipliers, probe, quotient
+from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers, probe, quotient
 from .polish import Newton, Polished
 from .program import Arguments
 from .structure import Blocks, hessian_blocks
@@ -115,6 +115,44 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
     return Settled(
         end.polished, _unpack(conditions, end.active, args), end.weakly_active, end.violations
     )
+
+
+def settle_on_path(newton: Newton, found: Multipliers) -> Settled:
+    """Polishes ``found`` to the point of the central path, and judges it as a constrained minimum
+    but for complementarity, which is slack * multiplier = mu."""
+    conditions, args = newton.conditions, newton.args
+    assert isinstance(conditions, CentralPath)
+    fixed = _always_active(conditions, args)
+    multipliers = jnp.zeros_like(found.ineq), jnp.where(fixed.fixed, found.bounds, 0)
+    start = conditions.join(Multipliers(found.y, found.eq, *multipliers))
+    polished = newton.polish(start, fixed, keeps_factors=False)
+
+    # A slack as small as mu has few digits left when it is computed from a rounded y, and mu /
+    # slack no more. The Newton step that y has no digits for corrects that.
+    def multipliers_at(z):
+        return conditions.multipliers(z, args)
+
+    at, change = jax.jvp(multipliers_at, (polished.z,), (polished.step,))
+    ahead = jax.tree.map(jnp.add, at, change)
+    seen = Multipliers(at.y, ahead.eq, ahead.ineq, ahead.upper - ahead.lower)
+    violations, margins = measure(conditions.limit, seen, args, fixed)
+    given, wanted = ([m.ineq, m.of_lower, m.of_upper] for m in (at, ahead))
+    violations = Violations(
+        violations.stationarity,
+        violations.infeasibility,
+        _apart(margins.slack, *(jnp.concatenate(m)[: margins.slack.size] for m in (given, wanted))),
+    )
+    return Settled(polished, fixed, jnp.array(0, jnp.int32), violations)
+
+
+def _apart(
+    slack: Float[Array, " c"], given: Float[Array, " c"], wanted: Float[Array, " c"]
+) -> Scalar:
+    """How far slacks of multipliers ``given``, mu / slack, are from those of the ``wanted`` ones,
+    mu / wanted; 1 where one of them is not inside. (Of infinite slacks both are zero.)"""
+    inside = (given > 0) & (wanted > 0)
+    distance = jnp.where(inside, slack, 1) * jnp.abs(1 - given / jnp.where(inside, wanted, 1))
+    return _largest(jnp.where(inside, distance, ((given != 0) | (wanted != 0)).astype(slack.dtype)))
 
 
 class _State(eqx.Module):

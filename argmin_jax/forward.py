@@ -10,9 +10,18 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .certificate import Certificate, certify
-from .constrained import Settled, Violations, estimated_multipliers, matrices, settle
+from .constrained import (
+    Settled,
+    Violations,
+    estimated_multipliers,
+    matrices,
+    settle,
+    settle_on_path,
+)
 from .optimality import (
     Active,
+    Barrier,
+    CentralPath,
     Conditions,
     Fixed,
     KarushKuhnTucker,
@@ -57,16 +66,18 @@ class Found(eqx.Module):
     factors: Any  # of K at z, for the linear solver; or None
 
 
-def conditions_of(problem: Problem | Equations) -> Conditions:
-    """What a solution of ``problem`` satisfies."""
+def conditions_of(problem: Problem | Equations, minimiser: Minimiser) -> Conditions:
+    """What a solution of ``problem`` by ``minimiser`` satisfies."""
     if isinstance(problem, Equations):
         return Fixed(problem.function) if problem.is_map else Zero(problem.function)
     if not problem.constrained:
         return Stationary(problem.objective)
+    objective, eq, ineq, size = problem.objective, problem.eq, problem.ineq, problem.start.size
     bounded = problem.args.bounds is not None
-    return KarushKuhnTucker(
-        problem.objective, problem.eq, problem.ineq, bounded, problem.start.size
-    )
+    if isinstance(minimiser, ConstrainedMinimiser) and minimiser.smoothing is not None:
+        barrier = Barrier(objective, ineq, minimiser.smoothing)
+        return CentralPath(barrier, eq, ineq, bounded, size)
+    return KarushKuhnTucker(objective, eq, ineq, bounded, size)
 
 
 def find(problem: Problem | Equations, conditions: Conditions, method: Method) -> Found:
@@ -170,6 +181,8 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         else:
             y, steps = minimiser.run(problem, start, jnp.zeros((), start.dtype), max_steps)
             found, infeasible = estimated_multipliers(conditions, y, args), crossed
+        if isinstance(conditions, CentralPath):
+            return _Trial(settle_on_path(newton, found), steps, infeasible)
         return _Trial(settle(newton, found, method.tol), steps, infeasible)
 
     trial = _twice(attempt, minimiser, method.tol, start.dtype)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree, Scalar
 
 from .forward import Method, conditions_of
 from .linear_solve import Auto
-from .optimality import KarushKuhnTucker, Multipliers
+from .optimality import CentralPath, KarushKuhnTucker, Multipliers
 from .problem import Equations, Problem, build_problem, check_choice, default_tolerance
 from .report import ON_FAILURE, Report
 from .rules import Setting, find_solution, optimal_value, solution_point
@@ -43,7 +43,8 @@ class Solution(eqx.Module):
     Attributes:
         y: the minimiser, of y0's structure, shapes and dtypes; differentiable in the params.
         value: the objective there, a scalar; its gradient is that of the optimal value, by the
-            envelope theorem, with no linear solve. None for roots and fixed points.
+            envelope theorem, with no linear solve (under `InteriorPoint`'s ``smoothing`` that of
+            the objective at y, with one). None for roots and fixed points.
         report: a `Report`; not differentiable.
         aux: what the objective returns beside its value at y, under ``has_aux=True``, else None;
             differentiable in the params, through y and directly.
@@ -197,10 +198,14 @@ def solved(
         return Solution(problem.function.unravel(z), None, found.report)
     y, multipliers = z, None
     if isinstance(conditions, KarushKuhnTucker):
-        at = conditions.split(z)
+        at = conditions.multipliers(z, args)
         y, multipliers = at.y, _restored(problem, conditions, at)
     objective = problem.objective
-    value = optimal_value(setting, found, args)
+    if isinstance(conditions, CentralPath):
+        # It is no minimum of the objective: there is no envelope theorem to save the linear solve.
+        value = objective(y, args)
+    else:
+        value = optimal_value(setting, found, args)
     aux = objective.aux(y, args) if objective.has_aux else None
     return Solution(objective.unravel(y), value, found.report, aux, multipliers)
 
@@ -240,4 +245,4 @@ def _checked_setting(
             f"argmin_jax.SVD(); found {linear_solver!r}."
         )
     method = Method(minimiser, linear_solver, float(tol), max_steps, certified)
-    return Setting(conditions_of(problem), method, on_failure, forward_mode)
+    return Setting(conditions_of(problem, minimiser), method, on_failure, forward_mode)

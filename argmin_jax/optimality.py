@@ -128,7 +128,7 @@ class KarushKuhnTucker(Conditions):
     so that an inactive constraint has the multiplier zero. K is symmetric.
     """
 
-    objective: Objective
+    objective: "Objective | Barrier"
     eq: VectorFunction | None
     ineq: VectorFunction | None
     bounded: bool = eqx.field(static=True)
@@ -149,6 +149,10 @@ class KarushKuhnTucker(Conditions):
 
     def primal(self, z: Float[Array, " k"]) -> Float[Array, " n"]:
         return z[: self.size]
+
+    def multipliers(self, z: Float[Array, " k"], args: Arguments) -> Multipliers:
+        """The point with the multipliers that a user gets to see."""
+        return self.split(z)
 
     def join(self, parts: Multipliers) -> Float[Array, " k"]:
         bounds = [parts.bounds] if self.bounded else []
@@ -189,6 +193,89 @@ class KarushKuhnTucker(Conditions):
             gradient += jnp.where(active.fixed, at.bounds, 0)
             parts.append(jnp.where(active.fixed, at.y - bound, -at.bounds))
         return jnp.concatenate([gradient, *parts])
+
+
+class Slacks(eqx.Module):
+    """How far a point is inside; inf where there is no bound, and where a variable is fixed."""
+
+    ineq: Float[Array, " m"]
+    lower: Float[Array, " n"]
+    upper: Float[Array, " n"]
+
+
+class Barrier(eqx.Module):
+    """f less mu times the logarithms of all slacks, as an objective. Instances hold no arrays."""
+
+    objective: Objective
+    ineq: VectorFunction | None
+    mu: float = eqx.field(static=True)
+
+    def slacks(self, y: Float[Array, " n"], args: Arguments) -> Slacks:
+        ineq = jnp.zeros(0, y.dtype) if self.ineq is None else -self.ineq(y, args)
+        infinite = jnp.full_like(y, jnp.inf)
+        lower, upper = (-infinite, infinite) if args.bounds is None else args.bounds
+        movable = lower < upper
+        has_lower, has_upper = movable & jnp.isfinite(lower), movable & jnp.isfinite(upper)
+        # Nothing of a bound that is infinite may reach the derivative.
+        below = y - jnp.where(has_lower, lower, 0)
+        above = jnp.where(has_upper, upper, 0) - y
+        return Slacks(
+            ineq, jnp.where(has_lower, below, jnp.inf), jnp.where(has_upper, above, jnp.inf)
+        )
+
+    def __call__(self, y: Float[Array, " n"], args: Arguments) -> Scalar:
+        slacks = jnp.concatenate(jax.tree.leaves(self.slacks(y, args)))
+        logarithms = jnp.log(jnp.where(slacks < jnp.inf, slacks, 1))
+        return self.objective(y, args) - self.mu * jnp.sum(logarithms)
+
+
+class CentralPath(KarushKuhnTucker):
+    """Of a minimum of f - mu sum(log slacks) subject to the equalities: a point of the central path
+    (Nocedal & Wright, Numerical Optimization, 2006, section 19.1). No inequality is ever active;
+    those of a constrained minimum with the multipliers mu / slack hold but for complementarity,
+
+        grad f + h'^T nu + g'^T lambda - lambda_l + lambda_u = 0,    h = 0,    slack * lambda = mu.
+
+    The objective is a `Barrier`, and z is that of `KarushKuhnTucker` with every inequality
+    inactive: only the multipliers of equalities and of fixed variables in it are not zero.
+    """
+
+    @property
+    def barrier(self) -> Barrier:
+        assert isinstance(self.objective, Barrier)
+        return self.objective
+
+    @property
+    def limit(self) -> KarushKuhnTucker:
+        """The conditions where mu is zero."""
+        return KarushKuhnTucker(self.barrier.objective, self.eq, self.ineq, self.bounded, self.size)
+
+    def multipliers(self, z: Float[Array, " k"], args: Arguments) -> "PathMultipliers":
+        at, mu = self.split(z), self.barrier.mu
+        slacks = self.barrier.slacks(at.y, args)
+        return PathMultipliers(
+            y=at.y,
+            eq=at.eq,
+            ineq=mu / slacks.ineq,
+            bounds=at.bounds,
+            of_lower=mu / slacks.lower,
+            of_upper=mu / slacks.upper,
+        )
+
+
+class PathMultipliers(Multipliers):
+    """Of both bounds of a variable at once; ``bounds`` holds those of fixed variables."""
+
+    of_lower: Float[Array, " n"]
+    of_upper: Float[Array, " n"]
+
+    @property
+    def lower(self) -> Float[Array, " n"]:
+        return self.of_lower + super().lower
+
+    @property
+    def upper(self) -> Float[Array, " n"]:
+        return self.of_upper + super().upper
 
 
 def _product(multipliers: Float[Array, " n"], gaps: Float[Array, " n"]) -> Scalar:

@@ -169,17 +169,11 @@ def _check_callable(name: str, fn: Any, returned: str) -> None:
 
 def _checked_bounds(bounds: Any, y0: PyTree) -> tuple[Array, Array] | None:
     """The bounds as two flat vectors of y's dtype; None where there are none at all."""
-    if bounds is None:
+    lower, upper = pair_of_bounds(bounds)
+    if lower is None and upper is None:
         return None
-    if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
-        raise TypeError(
-            "bounds must be a pair (lower, upper), each a number, None or a pytree like y0; found "
-            f"{type(bounds).__name__}."
-        )
-    if bounds[0] is None and bounds[1] is None:
-        return None
-    lower = _checked_bound("lower", bounds[0], y0, -jnp.inf)
-    upper = _checked_bound("upper", bounds[1], y0, jnp.inf)
+    lower = spread("the lower bound", lower, y0, -jnp.inf)
+    upper = spread("the upper bound", upper, y0, jnp.inf)
     if not isinstance(lower, Tracer) and not isinstance(upper, Tracer):
         bad = ~(np.asarray(lower) <= np.asarray(upper)) | np.isposinf(lower) | np.isneginf(upper)
         if np.any(bad):
@@ -191,34 +185,53 @@ def _checked_bounds(bounds: Any, y0: PyTree) -> tuple[Array, Array] | None:
     return lower, upper
 
 
-def _checked_bound(name: str, bound: PyTree, y0: PyTree, infinity: float) -> Float[Array, " n"]:
-    """One bound, broadcast to y and flattened."""
+def pair_of_bounds(bounds: Any) -> tuple[PyTree, PyTree]:
+    """The lower and the upper bound, each None where there is none.
+
+    Raises:
+        TypeError: ``bounds`` is neither None nor a pair.
+    """
+    if bounds is None:
+        return None, None
+    if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
+        raise TypeError(
+            "bounds must be a pair (lower, upper), each a number, None or a pytree like y0; found "
+            f"{type(bounds).__name__}."
+        )
+    return bounds[0], bounds[1]
+
+
+def spread(name: str, value: PyTree, y0: PyTree, missing: float) -> Float[Array, " n"]:
+    """A number, None or a pytree like y0, broadcast to y and flattened.
+
+    Raises:
+        TypeError, ValueError: ``value``, which is called ``name``, is none of these.
+    """
 
     def is_none(x):
         return x is None
 
     try:
-        leaves = jax.tree.leaves(jax.tree.broadcast(bound, y0, is_leaf=is_none), is_leaf=is_none)
+        leaves = jax.tree.leaves(jax.tree.broadcast(value, y0, is_leaf=is_none), is_leaf=is_none)
     except ValueError as error:
         raise ValueError(
-            f"the {name} bound must be a number, None or a pytree like y0, "
-            f"{jax.tree.structure(y0)}; found {jax.tree.structure(bound)}."
+            f"{name} must be a number, None or a pytree like y0, "
+            f"{jax.tree.structure(y0)}; found {jax.tree.structure(value)}."
         ) from error
-    spread = []
+    parts = []
     for leaf, like in zip(leaves, jax.tree.leaves(y0, is_leaf=is_none), strict=True):
         if like is None:
             continue
-        leaf = infinity if leaf is None else leaf
+        leaf = missing if leaf is None else leaf
         if not eqx.is_array_like(leaf) or jnp.issubdtype(jnp.result_type(leaf), complex):
-            raise TypeError(f"the {name} bound must hold real numbers; found {leaf!r}.")
+            raise TypeError(f"{name} must hold real numbers; found {leaf!r}.")
         if not _broadcasts(jnp.shape(leaf), like.shape):
             raise ValueError(
-                f"the {name} bound, of shape {jnp.shape(leaf)}, does not fit y0, of shape "
-                f"{like.shape}."
+                f"{name}, of shape {jnp.shape(leaf)}, does not fit y0, of shape {like.shape}."
             )
-        spread.append(jnp.broadcast_to(jnp.asarray(leaf, like.dtype), like.shape))
+        parts.append(jnp.broadcast_to(jnp.asarray(leaf, like.dtype), like.shape))
     with jax.numpy_dtype_promotion("standard"):
-        return ravel_pytree(spread)[0]
+        return ravel_pytree(parts)[0]
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

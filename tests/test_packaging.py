@@ -20,6 +20,7 @@ ROOMS = {
     "identity": set(),
     "program": {"identity"},
     "problem": {"program"},
+    "constraints": {"problem"},
     "structure": set(),
     "operators": set(),
     "optimality": {"program", "operators"},

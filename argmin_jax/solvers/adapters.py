@@ -43,6 +43,11 @@ class ConstrainedMinimiser(Minimiser, Protocol):
         """Whether a loose ``tolerance`` saves steps."""
         ...
 
+    @property
+    def smoothing(self) -> float | None:
+        """The barrier parameter at which it stops, if it is to stop at one."""
+        ...
+
     def run_program(
         self, program: NonlinearProgram, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
     ) -> PrimalDual: ...
@@ -162,7 +167,11 @@ class _Program:
 
     @property
     def stops_early(self) -> bool:
-        return isinstance(self.solver, InteriorPoint)
+        return isinstance(self.solver, InteriorPoint) and self.smoothing is None
+
+    @property
+    def smoothing(self) -> float | None:
+        return self.solver.smoothing if isinstance(self.solver, InteriorPoint) else None
 
     def run_program(self, program, y, tolerance, max_steps) -> PrimalDual:
         return self.solver.run(program, y, tolerance, max_steps)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .barrier import Point, errors, size
+from .central_path import run_to_path
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
 from .kkt_system import Factors, System, factorise, solve
 from .nlp import NonlinearProgram, PrimalDual
@@ -29,14 +30,27 @@ class InteriorPoint(eqx.Module):
 
     Args:
         initial_barrier: the barrier parameter at the start, for a scaled objective.
+        smoothing: None, or the barrier parameter at the end, in the units of the objective: the
+            answer is then the point of the central path where every slack times its multiplier is
+            ``smoothing``, a smooth function of the params (see docs/constraints.md).
 
     Raises:
-        ValueError: a barrier parameter that is not positive.
+        TypeError, ValueError: a barrier parameter that is not a positive, finite number.
     """
 
     initial_barrier: float = 0.1
+    smoothing: float | None = None
 
     def __check_init__(self):
+        if isinstance(self.smoothing, bool) or not isinstance(self.smoothing, float | int | None):
+            raise TypeError(
+                "InteriorPoint(smoothing=...) must be None or a Python number; "
+                f"found {self.smoothing!r}."
+            )
+        if self.smoothing is not None and not 0 < self.smoothing < float("inf"):
+            raise ValueError(
+                f"InteriorPoint(smoothing=...) must be positive and finite; found {self.smoothing}."
+            )
         if not self.initial_barrier > 0:
             raise ValueError(
                 "InteriorPoint(initial_barrier=...) must be positive; "
@@ -51,6 +65,16 @@ class InteriorPoint(eqx.Module):
         max_steps: Int[Array, ""],
     ) -> PrimalDual:
         """Solves ``program`` from ``y`` until the scaled error (5) is at most ``tolerance``."""
+
+        def run(program, y):
+            return self._run(program, y, tolerance, max_steps)
+
+        if self.smoothing is None:
+            return run(program, y)
+        tolerance = jnp.minimum(tolerance, self.smoothing / 10)
+        return run_to_path(run, program, y, self.smoothing)
+
+    def _run(self, program, y, tolerance, max_steps) -> PrimalDual:
         method = _Method(program, y, jnp.asarray(tolerance, y.dtype), self)
 
         def goes_on(state: _State):
