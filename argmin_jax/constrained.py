@@ -193,11 +193,17 @@ def measure(
 def _gradient_and_scale(
     conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, pull: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Scalar]:
-    """The objective's gradient, and what gradients are measured against."""
+    """The objective's gradient, and what gradients are measured against.
+
+    An objective that is constant, which asks for any feasible point, pushes with no force: what
+    the multipliers then hold is rounding, and nothing beside everything.
+    """
     gradient, response = jax.jvp(
         lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
     )
-    return gradient, jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
+    constant = jnp.all((gradient == 0) & (response == 0))
+    scale = jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
+    return gradient, jnp.where(constant, jnp.inf, scale)
 
 
 def _largest(x: Array) -> Scalar:

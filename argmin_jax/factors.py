@@ -136,6 +136,21 @@ class KKTFactors(eqx.Module):
         of_bounds = jnp.where(self.free > 0, -bottom, top - pull)
         return jnp.concatenate([y, multipliers, of_bounds])
 
+    def without(self, uncertainty: Float[Array, ""]) -> "KKTFactors":
+        """The same where the Hessian is known up to this only, so that K may well be singular:
+        eigenvalues that may be zero count as zero, and at least the smallest."""
+        projected = self.free[:, None] * self.hessian * self.free[None, :]
+        whole = _bordered(projected, self.free, self.rows, self.active, self.size)
+        values, vectors = jnp.linalg.eigh(whole)
+        null = jnp.abs(values) <= jnp.maximum(uncertainty, jnp.min(jnp.abs(values)))
+        return dataclasses.replace(
+            self,
+            inverse=_inverse_without(null, values, vectors),
+            regular=jnp.zeros_like(self.regular),
+            curvature=jnp.zeros_like(self.curvature),
+            rank_deficiency=jnp.sum(null).astype(jnp.int32),
+        )
+
     def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
         n = a.size
         shifted = cho_solve((self.primal, True), a + self.size * (b @ self.rows))
@@ -174,16 +189,10 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
 
     def by_eigenvalues(zero):
-        coupling = size * unit
-        whole = jnp.block(
-            [[projected + held, coupling.T], [coupling, -size * jnp.diag(1 - active)]]
-        )
+        whole = _bordered(projected, free, unit, active, size)
         values, vectors = jnp.linalg.eigh(whole + zero)
-        clip = (n + r) * eps * jnp.max(jnp.abs(values))
-        null = jnp.abs(values) <= clip
-        inverse = (
-            vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]
-        ) @ vectors.T
+        null = jnp.abs(values) <= (n + r) * eps * jnp.max(jnp.abs(values))
+        inverse = _inverse_without(null, values, vectors)
         return inverse, _curvature(projected, held, unit, size), jnp.sum(null).astype(jnp.int32)
 
     blank = jnp.zeros((n + r, n + r), dtype), jnp.array(jnp.nan, dtype), jnp.array(0, jnp.int32)
@@ -206,6 +215,30 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         rank_deficiency=null,
         bounded=parts.bounded,
     )
+
+
+def _bordered(
+    projected: Float[Array, "n n"],
+    free: Float[Array, " n"],
+    rows: Float[Array, "r n"],
+    active: Float[Array, " r"],
+    size: Array,
+) -> Float[Array, "nr nr"]:
+    """[[H, A^T], [A, 0]], the rows of the Hessian's size; what is held or inactive, diagonal."""
+    coupling = size * rows
+    return jnp.block(
+        [
+            [projected + size * jnp.diag(1 - free), coupling.T],
+            [coupling, -size * jnp.diag(1 - active)],
+        ]
+    )
+
+
+def _inverse_without(
+    null: Bool[Array, " k"], values: Float[Array, " k"], vectors: Float[Array, "k k"]
+) -> Float[Array, "k k"]:
+    """The pseudo-inverse of a symmetric matrix from its eigenvalues, of which some count as 0."""
+    return (vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]) @ vectors.T
 
 
 def _curvature(

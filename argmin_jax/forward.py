@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int
 
-from .certificate import Certificate, certify
+from .certificate import Certificate, certify, without_flat_directions
 from .constrained import Settled, Violations, estimated_multipliers, matrices, settle
 from .optimality import (
     Active,
@@ -163,6 +163,8 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     point, violations = settled.polished, settled.violations
     finite = jnp.all(jnp.isfinite(point.z)) & jnp.isfinite(violations.worst)
     solved = finite & (violations.worst <= method.tol)
+    point = without_flat_directions(newton, point, settled.active, start.size, solved)
+    settled = eqx.tree_at(lambda s: s.polished, settled, point)
     feasible = violations.infeasibility <= method.tol
     y, multipliers = point.z[: start.size], point.z[start.size :]
     status = _first(

@@ -26,16 +26,17 @@ from argmin_jax import Report, Solution, Status, solve
 from argmin_jax.solvers.nlp import NonlinearProgram
 
 from .cutest_problems import load, order, program
-from .sensitivities_oracle import PARAMS, SOLVED, Sizes, Truth, sensitivities
+from .sensitivities_oracle import PARAMS, Sizes, Truth, sensitivities
 from .timing import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "sensitivities.json"
 RIGHT = 1e-6  # largest relative error of a right derivative
 STEP = 1e-4  # of the central differences, in units that move y by about its own size
-SMALL = 1e-8  # a part of the Jacobian this much smaller than the whole is measured against that
+SMALL = 1e-6  # a part of the Jacobian this much smaller than the whole is measured against that
+ELSEWHERE = 1e3  # so many steps away, a solution that is solved for again is another one
 
 Theta = dict[str, jax.Array]
-Pull = Callable[[Theta, jax.Array], tuple[jax.Array, Report, Theta]]
+Pull = Callable[[Theta, jax.Array, jax.Array], tuple[jax.Array, Report, Theta]]
 
 
 def sizes_of(flat: NonlinearProgram, start: jax.Array) -> Sizes:
@@ -66,11 +67,10 @@ def shifted_solution(flat: NonlinearProgram, start: jax.Array, theta: Theta) -> 
     )
 
 
-def pull_back(flat: NonlinearProgram, start: jax.Array) -> Pull:
-    """``(theta, cotangent) -> (y and multipliers, report, cotangent of theta)``, compiled once."""
-    sizes = sizes_of(flat, start)
+def pull_back(flat: NonlinearProgram, sizes: Sizes) -> Pull:
+    """``(theta, start, cotangent) -> (y and multipliers, report, cotangent of theta)``."""
 
-    def unknowns(theta: Theta) -> tuple[jax.Array, Report]:
+    def unknowns(theta: Theta, start: jax.Array) -> tuple[jax.Array, Report]:
         found = shifted_solution(flat, start, theta)
         held, parts = found.multipliers, [found.y]
         for name, size in zip(PARAMS[1:], (sizes.eq, sizes.ineq, *2 * (start.size,)), strict=True):
@@ -79,8 +79,8 @@ def pull_back(flat: NonlinearProgram, start: jax.Array) -> Pull:
         return jnp.concatenate(parts), found.report
 
     @jax.jit
-    def pull(theta, cotangent):
-        z, back, report = jax.vjp(unknowns, theta, has_aux=True)
+    def pull(theta, start, cotangent):
+        z, back, report = jax.vjp(lambda theta: unknowns(theta, start), theta, has_aux=True)
         return z, report, back(cotangent)[0]
 
     return pull
@@ -88,15 +88,17 @@ def pull_back(flat: NonlinearProgram, start: jax.Array) -> Pull:
 
 def measure(flat: NonlinearProgram, start: jax.Array) -> dict[str, Any]:
     sizes = sizes_of(flat, start)
-    n, theta, pull = sizes.unknowns, unshifted(sizes), pull_back(flat, start)
-    unit = np.eye(n + sizes.rows)
-    answers = [pull(theta, jnp.asarray(row)) for row in unit]
+    n, theta, pull = sizes.unknowns, unshifted(sizes), pull_back(flat, sizes)
+    answers = [pull(theta, start, jnp.asarray(row)) for row in np.eye(n + sizes.rows)]
     z, report, _ = answers[0]
     jacobian = {name: np.stack([np.asarray(bar[name]) for *_, bar in answers]) for name in PARAMS}
     truth = sensitivities(flat, sizes, np.asarray(z[:n]))
     of_y = {name: part[:n] for name, part in jacobian.items()}
     of_multipliers = {name: part[n:] for name, part in jacobian.items()}
-    error = relative_error(of_y, truth.of_y)
+    error = relative_error(of_y, truth.of_y, truth.units, np.maximum(1, np.abs(truth.y)))
+    forces = truth.units["objective"].max() / np.concatenate(
+        [truth.units[name] for name in PARAMS[1:]]
+    )
     return {
         "n": n,
         "equalities": sizes.eq,
@@ -104,7 +106,9 @@ def measure(flat: NonlinearProgram, start: jax.Array) -> dict[str, Any]:
         "verdict": verdict(report, truth, error),
         "degenerate": list(truth.degenerate),
         "error": error,
-        "error of multipliers": relative_error(of_multipliers, truth.of_multipliers),
+        "error of multipliers": relative_error(
+            of_multipliers, truth.of_multipliers, truth.units, forces
+        ),
         "difference from central differences": difference(pull, theta, truth, of_y, n),
         "moved": truth.moved,
         "residual": truth.residual,
@@ -119,14 +123,22 @@ def verdict(report: Report, truth: Truth, error: float) -> str:
         return "degenerate and reported" if named or not converged else "degenerate but silent"
     if not converged:
         return "refused"
-    return "right" if error <= RIGHT and truth.residual <= SOLVED else "wrong"
+    return "right" if error <= RIGHT else "wrong"
 
 
-def relative_error(found: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> float:
-    """The largest of the params' errors, each against the size of its own part."""
-    whole = np.sqrt(sum(np.sum(part**2) for part in true.values()))
+def relative_error(
+    found: dict[str, np.ndarray],
+    true: dict[str, np.ndarray],
+    units: dict[str, np.ndarray],
+    of: np.ndarray,
+) -> float:
+    """The largest of the params' errors, each against the size of its own part; all in units of
+    the params and ``of`` what is differentiated."""
+    weights = {name: unit / of[:, None] for name, unit in units.items()}
+    sizes = {name: np.linalg.norm(part * weights[name]) for name, part in true.items()}
+    least = SMALL * max(sizes.values())
     errors = [
-        np.linalg.norm(found[name] - part) / (max(np.linalg.norm(part), SMALL * whole) or 1.0)
+        np.linalg.norm((found[name] - part) * weights[name]) / (max(sizes[name], least) or 1.0)
         for name, part in true.items()
     ]
     return float(np.max(errors))
@@ -134,19 +146,25 @@ def relative_error(found: dict[str, np.ndarray], true: dict[str, np.ndarray]) ->
 
 def difference(
     pull: Pull, theta: Theta, truth: Truth, of_y: dict[str, np.ndarray], n: int
-) -> float:
-    """Of the derivative along a random direction from central differences of order four."""
+) -> float | None:
+    """Of the derivative along a random direction from central differences of order four; None
+    where a problem that is solved again, from the solution, has another one elsewhere."""
     random = np.random.default_rng(0)
     direction = {name: random.normal(size=unit.shape) * unit for name, unit in truth.units.items()}
+    start = jnp.asarray(truth.y)
     blank = jnp.zeros(n + sum(len(truth.units[name]) for name in PARAMS[1:]))
 
     def solution(step: float) -> np.ndarray:
         shifted = {name: theta[name] + step * direction[name] for name in PARAMS}
-        return np.asarray(pull(shifted, blank)[0][:n])
+        return np.asarray(pull(shifted, start, blank)[0][:n])
 
-    one, two = ((solution(h) - solution(-h)) / (2 * h) for h in (STEP, 2 * STEP))
-    expected = (4 * one - two) / 3
     along = sum((of_y[name] @ direction[name] for name in PARAMS), np.zeros(n))
+    found = {k: solution(k * STEP) for k in (-2, -1, 1, 2)}
+    reach = ELSEWHERE * STEP * np.maximum(1, np.abs(along))
+    if any(np.any(np.abs(y - truth.y) > reach * np.maximum(1, np.abs(y))) for y in found.values()):
+        return None
+    one, two = ((found[k] - found[-k]) / (2 * k * STEP) for k in (1, 2))
+    expected = (4 * one - two) / 3
     return float(np.linalg.norm(along - expected) / (np.linalg.norm(expected) or 1.0))
 
 
@@ -163,14 +181,14 @@ def show(problems: dict[str, Any], console: Console) -> None:
     for column in ("problem", "verdict", "lacks", "error", "of multipliers", "differences", "says"):
         table.add_column(column)
     for name, row in problems.items():
-        says = row["report"]
+        says, differs = row["report"], row["difference from central differences"]
         table.add_row(
             name,
             row["verdict"],
             ", ".join(row["degenerate"]),
             f"{row['error']:.0e}",
             f"{row['error of multipliers']:.0e}",
-            f"{row['difference from central differences']:.0e}",
+            "" if differs is None else f"{differs:.0e}",
             f"{says['status']}, rank -{says['rank_deficiency']}, weak {says['weakly_active']}, "
             f"error {says['gradient_error']:.0e}",
         )

@@ -47,7 +47,7 @@ class Truth:
     degenerate: tuple[str, ...]
     """What the implicit function theorem lacks here; the derivatives then mean nothing."""
     residual: float
-    """Of the KKT conditions, after Newton's method; inf where they do not hold."""
+    """Of the KKT conditions, after Newton's method."""
     moved: float
     """How far Newton's method went, relatively."""
     y: np.ndarray
@@ -73,9 +73,12 @@ def evaluation(program: NonlinearProgram, sizes: Sizes) -> Evaluate:
         def slope(y):
             return jax.grad(lambda y: program.objective(y) + multipliers @ general(y))(y)
 
-        return jax.grad(program.objective)(y), general(y), jax.jacrev(general)(y), jax.jacfwd(
-            slope
-        )(y)
+        return (
+            jax.grad(program.objective)(y),
+            general(y),
+            jax.jacrev(general)(y),
+            jax.jacfwd(slope)(y),
+        )
 
     lower, upper = np.asarray(program.lower), np.asarray(program.upper)
     unit = np.eye(sizes.unknowns)
@@ -116,10 +119,13 @@ def sensitivities(program: NonlinearProgram, sizes: Sizes, y: np.ndarray) -> Tru
         -np.min(relative[strong & ~equality], initial=0),
     )
     reasons = here.degeneracy(near, strong, relative, equality)
+    residual = float(max(residual, wrong))
+    if not residual <= SOLVED:
+        reasons.append("no multipliers")
     of_y, of_multipliers = here.derivatives(strong)
     return Truth(
         degenerate=tuple(reasons),
-        residual=float(max(residual, wrong)),
+        residual=residual,
         moved=float(np.max(np.abs(here.y - start) / here.size)),
         y=here.y,
         of_y=_by_param(sizes, of_y),
@@ -169,7 +175,8 @@ class _Point:
 
     @property
     def stiffness(self) -> float:
-        return max(np.max(np.abs(self.scaled_hessian)), np.max(np.abs(self.size * self.gradient)))
+        forces = np.abs(self.size * self.gradient)
+        return max(np.max(np.abs(self.scaled_hessian)), np.max(forces)) or 1.0
 
     def force(self, multipliers: np.ndarray) -> float:
         """The largest of the forces that balance; ``multipliers`` are those of the unit rows."""
@@ -196,7 +203,7 @@ class _Point:
 
     def inverse(self, active: np.ndarray) -> np.ndarray:
         """The inverse of the matrix of the KKT conditions, by way of one without units."""
-        rows, stiffness = self.slopes[active], np.sqrt(self.stiffness) or 1.0
+        rows, stiffness = self.slopes[active], np.sqrt(self.stiffness)
         whole = np.block([[self.hessian, rows.T], [rows, np.zeros((len(rows), len(rows)))]])
         units = np.concatenate([self.size / stiffness, stiffness / self.lengths[active]])
         scaled = units[:, None] * whole * units
