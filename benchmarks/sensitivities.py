@@ -31,9 +31,9 @@ from .timing import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "sensitivities.json"
 RIGHT = 1e-6  # largest relative error of a right derivative
-STEP = 1e-4  # of the central differences, in units that move y by about its own size
+STEP = 1e-5  # of the central differences, in units that move y by about its own size
 SMALL = 1e-6  # a part of the Jacobian this much smaller than the whole is measured against that
-ELSEWHERE = 1e3  # so many steps away, a solution that is solved for again is another one
+ELSEWHERE = 1e4  # so many steps away, a solution that is solved for again is another one
 
 Theta = dict[str, jax.Array]
 Pull = Callable[[Theta, jax.Array, jax.Array], tuple[jax.Array, Report, Theta]]
