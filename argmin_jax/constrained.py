@@ -132,7 +132,10 @@ def matrices(
 ) -> KKTMatrices:
     """The Hessian of the Lagrangian and the Jacobian of the constraints, dense."""
     at = conditions.split(z)
-    multipliers = jnp.concatenate([at.eq, jnp.where(active.ineq, at.ineq, 0)])
+    # Where the objective does not push, what the multipliers hold is rounding, and so would be all
+    # of the Hessian of a constant objective's Lagrangian.
+    pushes = jnp.any(jax.grad(conditions.objective)(at.y, args) != 0)
+    multipliers = jnp.concatenate([at.eq, jnp.where(active.ineq, at.ineq, 0)]) * pushes
 
     def gradient(y):
         def lagrangian(y):
