@@ -11,8 +11,10 @@ implicit function theorem does not apply the report has to say so. Run
 import argparse
 import dataclasses
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from rich.table import Table
 from argmin_jax import Report, Solution, Status, solve
 from argmin_jax.solvers.nlp import NonlinearProgram
 
-from .cutest_problems import load, order, program
+from .cutest_problems import GROUPS, load, names, order, program
 from .sensitivities_oracle import PARAMS, Sizes, Truth, sensitivities
 from .timing import machine, versions
 
@@ -34,6 +36,7 @@ RIGHT = 1e-6  # largest relative error of a right derivative
 STEP = 1e-5  # of the central differences, in units that move y by about its own size
 SMALL = 1e-6  # a part of the Jacobian this much smaller than the whole is measured against that
 ELSEWHERE = 1e4  # so many steps away, a solution that is solved for again is another one
+PROBLEMS_A_PROCESS = 8  # compiled programs are not given back
 
 Theta = dict[str, jax.Array]
 Pull = Callable[[Theta, jax.Array, jax.Array], tuple[jax.Array, Report, Theta]]
@@ -114,6 +117,19 @@ def measure(flat: NonlinearProgram, start: jax.Array) -> dict[str, Any]:
         "residual": truth.residual,
         "report": told(report),
     }
+
+
+def measure_by_name(name: str) -> dict[str, Any]:
+    jax.config.update("jax_enable_x64", True)
+    (problem,) = load(lambda found: found == name).values()
+    found = measure(*program(problem))
+    jax.clear_caches()
+    return found
+
+
+def all_names() -> list[str]:
+    found = (name for group in GROUPS for name in names(group) if name.startswith("HS"))
+    return sorted(found, key=order)
 
 
 def verdict(report: Report, truth: Truth, error: float) -> str:
@@ -204,22 +220,18 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep what the file already holds")
     options = parser.parse_args()
 
-    jax.config.update("jax_enable_x64", True)
     console = Console()
-    names = options.problems.split(",") if options.problems else None
-    wanted = load(lambda name: name.startswith("HS") if names is None else name in names)
     kept = options.resume and options.json.exists()
     results = json.loads(options.json.read_text())["problems"] if kept else {}
-    for name, problem in wanted.items():
-        if name in results:
-            continue
-        console.print(name, end=" ")
-        results[name] = measure(*program(problem))
-        console.print(results[name]["verdict"])
-        jax.clear_caches()
-        results = {name: results[name] for name in sorted(results, key=order)}
-        found = {"machine": machine(), "versions": versions("jax", "sif2jax")}
-        options.json.write_text(json.dumps(found | {"problems": results}, indent=1))
+    asked = options.problems.split(",") if options.problems else all_names()
+    wanted = [name for name in asked if name not in results]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=PROBLEMS_A_PROCESS) as pool:
+        for name, row in zip(wanted, pool.map(measure_by_name, wanted), strict=True):
+            console.print(name, row["verdict"])
+            results = dict(sorted([*results.items(), (name, row)], key=lambda item: order(item[0])))
+            found = {"machine": machine(), "versions": versions("jax", "sif2jax")}
+            options.json.write_text(json.dumps(found | {"problems": results}, indent=1))
     show(results, console)
 
 
