@@ -46,7 +46,7 @@ def certify(newton: Newton, point: Polished, active: Active | None, size: int) -
 
 
 def without_flat_directions(
-    newton: Newton, point: Polished, active: Active | None, size: int, solved: Bool[Array, ""]
+    newton: Newton, point: Polished, active: Active | None, size: int, minimum: Bool[Array, ""]
 ) -> Polished:
     """A point near a minimum that is flat, like that of y^4, with its factors as if it were there.
 
@@ -88,7 +88,7 @@ def without_flat_directions(
         )
 
     spectrum, factors = if_needed(
-        solved & (length > short), look, (point.spectrum, point.factors), z.dtype
+        minimum & (length > short), look, (point.spectrum, point.factors), z.dtype
     )
     return dataclasses.replace(point, spectrum=spectrum, factors=factors)
 

@@ -163,7 +163,8 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     point, violations = settled.polished, settled.violations
     finite = jnp.all(jnp.isfinite(point.z)) & jnp.isfinite(violations.worst)
     solved = finite & (violations.worst <= method.tol)
-    point = without_flat_directions(newton, point, settled.active, start.size, solved)
+    minimum = solved & ~point.spectrum.indefinite
+    point = without_flat_directions(newton, point, settled.active, start.size, minimum)
     settled = eqx.tree_at(lambda s: s.polished, settled, point)
     feasible = violations.infeasibility <= method.tol
     y, multipliers = point.z[: start.size], point.z[start.size :]
