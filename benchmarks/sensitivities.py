@@ -14,7 +14,6 @@ import json
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +225,8 @@ def main() -> None:
     asked = options.problems.split(",") if options.problems else all_names()
     wanted = [name for name in asked if name not in results]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=PROBLEMS_A_PROCESS) as pool:
-        for name, row in zip(wanted, pool.map(measure_by_name, wanted), strict=True):
+    with spawn.Pool(1, maxtasksperchild=PROBLEMS_A_PROCESS) as pool:
+        for name, row in zip(wanted, pool.imap(measure_by_name, wanted), strict=True):
             console.print(name, row["verdict"])
             results = dict(sorted([*results.items(), (name, row)], key=lambda item: order(item[0])))
             found = {"machine": machine(), "versions": versions("jax", "sif2jax")}
