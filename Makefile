@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: help train portfolio test compare conformance memory peers scaling lint format clean
+.PHONY: help train portfolio test compare conformance calibration cutest sensitivities memory peers scaling lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 train: $(STAMP) ## train the forecaster on real prices; options: make train ARGS="--epochs 2"
 	$(BIN)/python -m models.train $(ARGS)
@@ -33,6 +33,9 @@ calibration: $(STAMP) ## hold the estimates of a report against true errors
 
 cutest: $(STAMP) ## the 113 problems HS of CUTEst, by InteriorPoint, Ipopt and SLSQP
 	$(BIN)/python -m benchmarks.cutest $(ARGS)
+
+sensitivities: $(STAMP) ## derivatives at the problems HS of CUTEst against KKT algebra
+	$(BIN)/python -m benchmarks.sensitivities $(ARGS)
 
 peers: $(PEERS) ## compare with every peer; five minutes with ARGS="--quick"
 	$(BIN)/python -m benchmarks.peers $(ARGS)

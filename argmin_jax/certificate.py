@@ -3,6 +3,7 @@
 All of it comes from the factorisation that the backward pass uses, in a few products and solves.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
-from .factors import if_needed
+from .factors import KKTFactors, if_needed
 from .linear_solve import apply_factors, apply_kept_factors, state_from_factors
 from .optimality import Active, probe
 from .polish import Newton, Polished
@@ -42,6 +43,52 @@ def certify(newton: Newton, point: Polished, active: Active | None, size: int) -
         gradient_error=of_gradient,
         curvature=curvature(newton, point, size),
     )
+
+
+def without_flat_directions(
+    newton: Newton, point: Polished, active: Active | None, size: int, minimum: Bool[Array, ""]
+) -> Polished:
+    """A point near a minimum that is flat, like that of y^4, with its factors as if it were there.
+
+    There K is singular; here, where Newton's method has slowed down, only nearly so, and its
+    inverse means nothing: over the next step s towards the solution the curvature of y^q falls to
+    the share (1 - 1/(q - 1))^(q - 2) < 1/2, so that K^-1 (K(z + s) - K(z)) s is more than s / 2. At
+    a regular solution, however ill-conditioned, it vanishes with s.
+    """
+    conditions, args = newton.conditions, newton.args
+    z, step = point.z, point.step
+    length = jnp.linalg.norm(step[:size])
+    short = jnp.finfo(z.dtype).eps ** (2 / 3) * jnp.maximum(1, jnp.linalg.norm(z[:size]))
+
+    def look(zero):
+        def product(z):
+            return conditions.jacobian(z, args, active).mv(step)
+
+        here, there = jax.vmap(product)(jnp.stack([z, z + step]) + zero)
+        change = there - here
+        state = _state(newton, conditions.jacobian(z, args, active), point)
+        lost = apply_factors(newton.linear_solver, state, change)[:size]
+        flat = jnp.linalg.norm(lost) > 0.1 * length
+        spectrum, inverse = point.spectrum, None
+        if isinstance(point.factors, KKTFactors):
+            # Four times: the curvature is at most twice its change, over this step.
+            uncertainty = 4 * jnp.linalg.norm(change[:size]) / length
+            inverse = point.factors.inverse_without(uncertainty, zero)
+            rank_deficiency = inverse.rank_deficiency
+        else:
+            rank_deficiency = jnp.maximum(spectrum.rank_deficiency, 1)
+        spectrum = dataclasses.replace(
+            spectrum, rank_deficiency=rank_deficiency, curvature=jnp.zeros_like(spectrum.curvature)
+        )
+        return jax.tree.map(lambda new, old: jnp.where(flat, new, old), (spectrum, inverse), known)
+
+    inverse = point.factors.inverse if isinstance(point.factors, KKTFactors) else None
+    known = point.spectrum, inverse
+    spectrum, inverse = if_needed(minimum & (length > short), look, known, z.dtype)
+    factors = point.factors
+    if inverse is not None:
+        factors = dataclasses.replace(factors, inverse=inverse)
+    return dataclasses.replace(point, spectrum=spectrum, factors=factors)
 
 
 def _rounding(

@@ -172,7 +172,10 @@ def matrices(
 ) -> KKTMatrices:
     """The Hessian of the Lagrangian and the Jacobian of the constraints, dense."""
     at = conditions.split(z)
-    multipliers = jnp.concatenate([at.eq, jnp.where(active.ineq, at.ineq, 0)])
+    # Where the objective does not push, what the multipliers hold is rounding, and so would be all
+    # of the Hessian of a constant objective's Lagrangian.
+    pushes = jnp.any(jax.grad(conditions.objective)(at.y, args) != 0)
+    multipliers = jnp.concatenate([at.eq, jnp.where(active.ineq, at.ineq, 0)]) * pushes
 
     def gradient(y):
         def lagrangian(y):
@@ -233,11 +236,17 @@ def measure(
 def _gradient_and_scale(
     conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, pull: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Scalar]:
-    """The objective's gradient, and what gradients are measured against."""
+    """The objective's gradient, and what gradients are measured against.
+
+    An objective that is constant, which asks for any feasible point, pushes with no force: what
+    the multipliers then hold is rounding, and nothing beside everything.
+    """
     gradient, response = jax.jvp(
         lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
     )
-    return gradient, jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
+    constant = jnp.all((gradient == 0) & (response == 0))
+    scale = jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
+    return gradient, jnp.where(constant, jnp.inf, scale)
 
 
 def _largest(x: Array) -> Scalar:

@@ -111,15 +111,8 @@ class KKTFactors(eqx.Module):
     rows: Float[Array, "r n"]  # the active rows of the free variables, of unit length
     lengths: Float[Array, " r"]
     size: Float[Array, ""]  # of the Hessian
-    # L^-1, where L L^T = H + rho A^T A, L^-1 A^T, and T^-1, where T T^T is the Schur complement;
-    # where not ``regular``, the blocks of the pseudo-inverse.
-    primal: Float[Array, "n n"]
-    across: Float[Array, "n r"]
-    dual: Float[Array, "r r"]
-    regular: Bool[Array, ""]
+    inverse: "KKTInverse"
     indefinite: Bool[Array, ""]  # on the null space of the active rows
-    curvature: Float[Array, ""]  # there, where it was computed; else NaN
-    rank_deficiency: Int[Array, ""]
     bounded: bool = eqx.field(static=True)
 
     def solve(self, b: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -140,17 +133,51 @@ class KKTFactors(eqx.Module):
         of_bounds = jnp.where(self.free > 0, -bottom, top - pull)
         return jnp.concatenate([y, multipliers, of_bounds])
 
-    def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
-        forward = self.primal @ (a + self.size * (b @ self.rows))
-        multipliers = self.dual.T @ (self.dual @ (forward @ self.across - b))
-        y = self.primal.T @ (forward - self.across @ multipliers)
-        scaled = self.size * b
-        return (
-            jnp.where(self.regular, y, self.primal @ a + self.across @ scaled),
-            jnp.where(
-                self.regular, multipliers, self.size * (a @ self.across + self.dual @ scaled)
-            ),
+    @property
+    def curvature(self) -> Float[Array, ""]:
+        return self.inverse.curvature
+
+    @property
+    def rank_deficiency(self) -> Int[Array, ""]:
+        return self.inverse.rank_deficiency
+
+    def inverse_without(
+        self, uncertainty: Float[Array, ""], zero: Float[Array, ""]
+    ) -> "KKTInverse":
+        """The inverse where the Hessian is known up to this only, so that K may well be singular:
+        eigenvalues that may be zero count as zero, and at least the smallest. ``zero`` is that of
+        `if_needed`."""
+        projected = self.free[:, None] * self.hessian * self.free[None, :] + zero
+        whole = _bordered(projected, self.free, self.rows, self.active, self.size)
+        values, vectors = jnp.linalg.eigh(whole)
+        null = jnp.abs(values) <= jnp.maximum(uncertainty, jnp.min(jnp.abs(values)))
+        return _pseudo_inverse(
+            self.free.size, null, values, vectors, jnp.zeros_like(self.curvature)
         )
+
+    def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
+        inverse, scaled = self.inverse, self.size * b
+        forward = inverse.primal @ (a + scaled @ self.rows)
+        multipliers = inverse.dual.T @ (inverse.dual @ (forward @ inverse.across - b))
+        y = inverse.primal.T @ (forward - inverse.across @ multipliers)
+        pseudo_y = inverse.primal @ a + inverse.across @ scaled
+        pseudo_multipliers = self.size * (a @ inverse.across + inverse.dual @ scaled)
+        return (
+            jnp.where(inverse.regular, y, pseudo_y),
+            jnp.where(inverse.regular, multipliers, pseudo_multipliers),
+        )
+
+
+class KKTInverse(eqx.Module):
+    """L^-1, where L L^T = H + rho A^T A, L^-1 A^T, and T^-1, where T T^T is the Schur complement;
+    where not ``regular``, the blocks of the pseudo-inverse of the bordered matrix."""
+
+    primal: Float[Array, "n n"]
+    across: Float[Array, "n r"]
+    dual: Float[Array, "r r"]
+    regular: Bool[Array, ""]
+    curvature: Float[Array, ""]  # on the null space of the active rows, if computed; else NaN
+    rank_deficiency: Int[Array, ""]
 
 
 def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
@@ -181,29 +208,23 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
 
     def by_eigenvalues(zero):
-        hessian, coupling = projected + zero, size * unit + zero
-        off = -size * jnp.diag(1 - active)
-        whole = jnp.block([[hessian + held, coupling.T], [coupling, off]])
-        values, vectors = jnp.linalg.eigh(whole)
-        clip = (n + r) * eps * jnp.max(jnp.abs(values))
-        null = jnp.abs(values) <= clip
-        inverse = (
-            vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]
-        ) @ vectors.T
+        hessian, rows = projected + zero, unit + zero
+        values, vectors = jnp.linalg.eigh(_bordered(hessian, free, rows, active, size))
+        null = jnp.abs(values) <= (n + r) * eps * jnp.max(jnp.abs(values))
         # After the call above, not beside it (see triangular.py).
         then = zero * values[0]
-        curvature = _curvature(hessian + then, held, unit + then, size)
-        blocks = inverse[:n, :n], inverse[:n, n:], inverse[n:, n:]
-        return blocks, curvature, jnp.sum(null).astype(jnp.int32)
+        curvature = _curvature(hessian + then, held, rows + then, size)
+        return _pseudo_inverse(n, null, values, vectors, curvature)
 
-    blank = (
-        (primal, across, inverse_of_lower(lower_dual)),
-        jnp.array(jnp.nan, dtype),
-        jnp.array(0, jnp.int32),
+    found = KKTInverse(
+        primal=primal,
+        across=across,
+        dual=inverse_of_lower(lower_dual),
+        regular=regular,
+        curvature=jnp.array(jnp.nan, dtype),
+        rank_deficiency=jnp.array(0, jnp.int32),
     )
-    (primal, across, dual), curvature, null = if_needed(
-        ~regular & finite, by_eigenvalues, blank, dtype
-    )
+    inverse = if_needed(~regular & finite, by_eigenvalues, found, dtype)
     return KKTFactors(
         free=free,
         active=active,
@@ -212,14 +233,45 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         rows=unit,
         lengths=lengths,
         size=size,
-        primal=primal,
-        across=across,
-        dual=dual,
-        regular=regular,
-        indefinite=curvature < -10 * n * eps * size,
-        curvature=curvature,
-        rank_deficiency=null,
+        inverse=inverse,
+        indefinite=inverse.curvature < -10 * n * eps * size,
         bounded=parts.bounded,
+    )
+
+
+def _bordered(
+    projected: Float[Array, "n n"],
+    free: Float[Array, " n"],
+    rows: Float[Array, "r n"],
+    active: Float[Array, " r"],
+    size: Array,
+) -> Float[Array, "nr nr"]:
+    """[[H, A^T], [A, 0]], the rows of the Hessian's size; what is held or inactive, diagonal."""
+    coupling = size * rows
+    return jnp.block(
+        [
+            [projected + size * jnp.diag(1 - free), coupling.T],
+            [coupling, -size * jnp.diag(1 - active)],
+        ]
+    )
+
+
+def _pseudo_inverse(
+    n: int,
+    null: Bool[Array, " k"],
+    values: Float[Array, " k"],
+    vectors: Float[Array, "k k"],
+    curvature: Float[Array, ""],
+) -> KKTInverse:
+    """Of a bordered matrix from its eigenvalues, some of which count as zero."""
+    inverse = (vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]) @ vectors.T
+    return KKTInverse(
+        primal=inverse[:n, :n],
+        across=inverse[:n, n:],
+        dual=inverse[n:, n:],
+        regular=jnp.array(False),
+        curvature=curvature,
+        rank_deficiency=jnp.sum(null).astype(jnp.int32),
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from .certificate import Certificate, certify
+from .certificate import Certificate, certify, without_flat_directions
 from .constrained import (
     Settled,
     Violations,
@@ -191,6 +191,9 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     settled = eqx.tree_at(lambda s: s.polished, trial.settled, point)
     violations = settled.violations
     solved = finite & (violations.worst <= method.tol)
+    minimum = solved & ~point.spectrum.indefinite
+    point = without_flat_directions(newton, point, settled.active, start.size, minimum)
+    settled = eqx.tree_at(lambda s: s.polished, settled, point)
     feasible = violations.infeasibility <= method.tol
     y, multipliers = point.z[: start.size], point.z[start.size :]
     status = _first(

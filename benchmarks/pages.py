@@ -5,6 +5,8 @@
 
 import json
 import re
+import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ def parts() -> dict[str, str]:
     curves = _read("scaling.json")
     if curves:
         found["scaling"] = scaling.section(curves)
+    derivatives = _read("sensitivities.json")
+    if derivatives:
+        found["sensitivities"] = sensitivity_section(derivatives)
     return found
 
 
@@ -67,6 +72,29 @@ def step_section(results: dict[str, Any]) -> str:
         for row in sorted(rows, key=lambda row: row["median_ms"])
     ]
     return f"{markdown_table(header, cells, 1)}\n\nOn {tables.setting_of(results)}."
+
+
+def sensitivity_section(results: dict[str, Any]) -> str:
+    """The verdicts in Markdown, and all problems that are not simply right."""
+    problems = results["problems"]
+    counts = Counter(row["verdict"] for row in problems.values())
+    rows = [[kind, str(count)] for kind, count in counts.most_common()]
+    verdicts = markdown_table(["verdict", "problems"], rows, 1)
+    others = {name: row for name, row in problems.items() if row["verdict"] != "right"}
+    listed = markdown_table(
+        ["problem", "verdict", "what is met there", "status", "rank_deficiency", "weakly_active"],
+        [
+            [name, row["verdict"], ", ".join(row["degenerate"])]
+            + [str(row["report"][key]) for key in ("status", "rank_deficiency", "weakly_active")]
+            for name, row in others.items()
+        ],
+        4,
+    )
+    right = [row["error"] for row in problems.values() if row["verdict"] == "right"]
+    return (
+        f"{verdicts}\n\nLargest relative error of those that are right: {max(right):.0e}; "
+        f"median {statistics.median(right):.0e}.\n\n{listed}\n\nOn {tables.setting_of(results)}."
+    )
 
 
 def _read(name: str) -> dict[str, Any] | None:
