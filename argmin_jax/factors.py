@@ -148,7 +148,7 @@ class KKTFactors(eqx.Module):
         eigenvalues that may be zero count as zero, and at least the smallest. ``zero`` is that of
         `if_needed`."""
         projected = self.free[:, None] * self.hessian * self.free[None, :] + zero
-        whole = _bordered(projected, self.free, self.rows, self.active, self.size)
+        whole = _bordered(projected, self.free, self.rows + zero, self.active, self.size)
         values, vectors = jnp.linalg.eigh(whole)
         null = jnp.abs(values) <= jnp.maximum(uncertainty, jnp.min(jnp.abs(values)))
         return _pseudo_inverse(

@@ -1,13 +1,12 @@
 """The way to a solution: run a solver, polish its point by Newton steps, judge the result."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int
 
 from .certificate import Certificate, certify, without_flat_directions
 from .constrained import (
@@ -42,7 +41,6 @@ from .structure import find_blocks
 # suffice is it asked for more, in this many rounds.
 ROUNDS = 4
 LOOSEST = 1e-1
-EARLY = 1e-6  # relative error of a constrained point of which the polish makes a solution
 FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
 
 
@@ -150,14 +148,6 @@ def _is_solved(point: Polished, tol: float) -> Bool[Array, ""]:
     return (_violations(point).worst <= tol) & ~point.spectrum.indefinite
 
 
-class _Trial(eqx.Module):
-    """What a solver of constrained problems led to."""
-
-    settled: Settled
-    steps: Int[Array, ""]
-    infeasible: Bool[Array, ""]
-
-
 def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Method) -> Found:
     args, start, minimiser = problem.args, problem.start, method.minimiser
     max_steps = jnp.array(method.max_steps, jnp.int32)
@@ -172,24 +162,20 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         method.linear_solver,
         lambda z, active: matrices(conditions, z, args, active),
     )
-
-    def attempt(tolerance: Scalar) -> _Trial:
-        if isinstance(minimiser, ConstrainedMinimiser):
-            end = minimiser.run_program(program, start, tolerance, max_steps)
-            found = Multipliers(end.y, end.eq, end.ineq, end.upper - end.lower)
-            steps, infeasible = end.steps, end.infeasible | crossed
-        else:
-            y, steps = minimiser.run(problem, start, jnp.zeros((), start.dtype), max_steps)
-            found, infeasible = estimated_multipliers(conditions, y, args), crossed
-        if isinstance(conditions, CentralPath):
-            return _Trial(settle_on_path(newton, found), steps, infeasible)
-        return _Trial(settle(newton, found, method.tol), steps, infeasible)
-
-    trial = _twice(attempt, minimiser, method.tol, start.dtype)
-    finite = _is_sound(trial.settled)
-    point = newton.at(trial.settled.polished.z, trial.settled.active)
-    settled = eqx.tree_at(lambda s: s.polished, trial.settled, point)
+    if isinstance(minimiser, ConstrainedMinimiser):
+        end = minimiser.run_program(program, start, jnp.array(method.tol, start.dtype), max_steps)
+        found = Multipliers(end.y, end.eq, end.ineq, end.upper - end.lower)
+        steps, infeasible = end.steps, end.infeasible | crossed
+    else:
+        y, steps = minimiser.run(problem, start, jnp.zeros((), start.dtype), max_steps)
+        found, infeasible = estimated_multipliers(conditions, y, args), crossed
+    if isinstance(conditions, CentralPath):
+        settled = settle_on_path(newton, found)
+    else:
+        settled = settle(newton, found, method.tol)
     violations = settled.violations
+    finite = jnp.all(jnp.isfinite(settled.polished.z)) & jnp.isfinite(violations.worst)
+    point = newton.at(settled.polished.z, settled.active)
     solved = finite & (violations.worst <= method.tol)
     minimum = solved & ~point.spectrum.indefinite
     point = without_flat_directions(newton, point, settled.active, start.size, minimum)
@@ -197,46 +183,15 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     feasible = violations.infeasibility <= method.tol
     y, multipliers = point.z[: start.size], point.z[start.size :]
     status = _first(
-        (Status.INFEASIBLE, trial.infeasible & ~feasible),
+        (Status.INFEASIBLE, infeasible & ~feasible),
         (Status.UNBOUNDED, _is_far(y, start) & ~solved),
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
         (Status.DEGENERATE, feasible & _is_far(multipliers, jnp.zeros(1, y.dtype))),
-        (Status.MAX_STEPS, trial.steps >= method.max_steps),
+        (Status.MAX_STEPS, steps >= method.max_steps),
     )
-    return _found(status, trial.steps, newton, settled, method, start.size)
-
-
-def _twice(attempt: Callable[[Scalar], _Trial], minimiser: Minimiser, tol: float, dtype) -> _Trial:
-    """An attempt with a loose tolerance, and where that did not do, one with the whole.
-
-    Both run in one loop, so that the solver is compiled once.
-    """
-    loose = max(tol, EARLY)
-    early = isinstance(minimiser, ConstrainedMinimiser) and minimiser.stops_early
-    if not early or loose == tol:
-        return attempt(jnp.array(tol, dtype))
-
-    def again(carry: tuple[_Trial, Int[Array, ""]]):
-        before, count = carry
-        trial = attempt(jnp.where(count == 0, loose, tol).astype(dtype))
-        return eqx.tree_at(lambda t: t.steps, trial, before.steps + trial.steps), count + 1
-
-    def unsolved(carry: tuple[_Trial, Int[Array, ""]]):
-        trial, count = carry
-        settled = trial.settled
-        solved = _is_sound(settled) & (settled.violations.worst <= tol)
-        solved &= ~settled.polished.spectrum.indefinite
-        return (count < 1) | (~solved & ~trial.infeasible & (count < 2))
-
-    shapes = jax.eval_shape(attempt, jax.ShapeDtypeStruct((), dtype))
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.while_loop(unsolved, again, (blank, jnp.array(0, jnp.int32)))[0]
-
-
-def _is_sound(settled: Settled) -> Bool[Array, ""]:
-    return jnp.all(jnp.isfinite(settled.polished.z)) & jnp.isfinite(settled.violations.worst)
+    return _found(status, steps, newton, settled, method, start.size)
 
 
 def _nonlinear_program(problem: Problem, conditions: KarushKuhnTucker) -> NonlinearProgram:

@@ -39,11 +39,6 @@ class ConstrainedMinimiser(Minimiser, Protocol):
     """A solver of constrained problems that finds multipliers too. ``tolerance`` is relative."""
 
     @property
-    def stops_early(self) -> bool:
-        """Whether a loose ``tolerance`` saves steps."""
-        ...
-
-    @property
     def smoothing(self) -> float | None:
         """The barrier parameter at which it stops, if it is to stop at one."""
         ...
@@ -164,10 +159,6 @@ def _check_instance(solver: Any) -> None:
 class _Program:
     solver: InteriorPoint | Ipopt
     restartable = False
-
-    @property
-    def stops_early(self) -> bool:
-        return isinstance(self.solver, InteriorPoint) and self.smoothing is None
 
     @property
     def smoothing(self) -> float | None:
