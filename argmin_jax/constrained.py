@@ -11,7 +11,7 @@ from .factors import KKTMatrices
 from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers, probe, quotient
 from .polish import Newton, Polished
 from .program import Arguments
-from .structure import Blocks, hessian_blocks
+from .structure import Blocks, Constant, hessian_blocks, jacobian_function
 
 ROUNDS = 8  # of corrections to the set of active constraints
 
@@ -49,7 +49,7 @@ def weak_level(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.4
 
 
-def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
+def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -> Settled:
     """Polishes ``found`` by Newton's method on the constraints that are active, and corrects these:
     one whose multiplier turns out negative is let go, one that is violated is taken in.
 
@@ -62,7 +62,7 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
     assert isinstance(conditions, KarushKuhnTucker)
     start = conditions.join(found)
     level = weak_level(start.dtype)
-    first = _likely_active(conditions, found, args)
+    first = _likely_active(conditions, found, args, constant)
     always = _pack(conditions, _always_active(conditions, args))
 
     def advance(state: _State) -> _State:
@@ -70,7 +70,8 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
         polished = newton.polish(start, active, allowed=~state.given_up, keeps_factors=False)
         z = _without_inactive(conditions, polished.z, active)
         polished = eqx.tree_at(lambda p: p.z, polished, z)
-        violations, margins = measure(conditions, conditions.split(z), args, active)
+        at = conditions.split(z)
+        violations, margins = measure(conditions, at, args, active, constant)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
         violated = ~state.active & (margins.slack < -jnp.minimum(level, tol))
         # Of a constraint let go as weakly active the Hessian may have negative curvature there.
@@ -117,7 +118,7 @@ def settle(newton: Newton, found: Multipliers, tol: float) -> Settled:
     )
 
 
-def settle_on_path(newton: Newton, found: Multipliers) -> Settled:
+def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Settled:
     """Polishes ``found`` to the point of the central path, and judges it as a constrained minimum
     but for complementarity, which is slack * multiplier = mu."""
     conditions, args = newton.conditions, newton.args
@@ -135,7 +136,7 @@ def settle_on_path(newton: Newton, found: Multipliers) -> Settled:
     at, change = jax.jvp(multipliers_at, (polished.z,), (polished.step,))
     ahead = jax.tree.map(jnp.add, at, change)
     seen = Multipliers(at.y, ahead.eq, ahead.ineq, ahead.upper - ahead.lower)
-    violations, margins = measure(conditions.limit, seen, args, fixed)
+    violations, margins = measure(conditions.limit, seen, args, fixed, constant)
     given, wanted = ([m.ineq, m.of_lower, m.of_upper] for m in (at, ahead))
     violations = Violations(
         violations.stationarity,
@@ -168,10 +169,29 @@ class _State(eqx.Module):
 
 
 def matrices(
-    conditions: KarushKuhnTucker, z: Float[Array, " k"], args: Arguments, active: Active
+    conditions: KarushKuhnTucker,
+    z: Float[Array, " k"],
+    args: Arguments,
+    active: Active,
+    constant: Constant,
 ) -> KKTMatrices:
     """The Hessian of the Lagrangian and the Jacobian of the constraints, dense."""
     at = conditions.split(z)
+    hessian = constant.hessian
+    if hessian is None:
+        hessian = _hessian_of_lagrangian(conditions, at, args, active)
+    return KKTMatrices(
+        hessian=hessian,
+        jacobian=jacobian_of_constraints(conditions, at.y, args, constant),
+        active=jnp.concatenate([jnp.ones(at.eq.size, bool), active.ineq]),
+        fixed=active.fixed,
+        bounded=conditions.bounded,
+    )
+
+
+def _hessian_of_lagrangian(
+    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, active: Active
+) -> Float[Array, "n n"]:
     # Where the objective does not push, what the multipliers hold is rounding, and so would be all
     # of the Hessian of a constant objective's Lagrangian.
     pushes = jnp.any(jax.grad(conditions.objective)(at.y, args) != 0)
@@ -186,25 +206,23 @@ def matrices(
 
     _, product = jax.linearize(gradient, at.y)
     (hessian,) = hessian_blocks(product, Blocks((at.y.size,)), at.y.dtype)
-    return KKTMatrices(
-        hessian=hessian,
-        jacobian=jacobian_of_constraints(conditions, at.y, args),
-        active=jnp.concatenate([jnp.ones(at.eq.size, bool), active.ineq]),
-        fixed=active.fixed,
-        bounded=conditions.bounded,
-    )
+    return hessian
 
 
 def jacobian_of_constraints(
-    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments
+    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments, constant: Constant
 ) -> Float[Array, "r n"]:
-    rows = sum(conditions.rows)
-    derivative = jax.jacrev if rows <= y.size else jax.jacfwd
-    return derivative(lambda y: conditions.constraints(y, args))(y)
+    if constant.jacobian is not None:
+        return constant.jacobian
+    return jacobian_function(lambda y: conditions.constraints(y, args), y)(y)
 
 
 def measure(
-    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, active: Active
+    conditions: KarushKuhnTucker,
+    at: Multipliers,
+    args: Arguments,
+    active: Active,
+    constant: Constant,
 ) -> tuple[Violations, _Margins]:
     """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
 
@@ -214,7 +232,7 @@ def measure(
     counts as active has to hold as an equality: derivatives take it as one.
     """
     p, _ = conditions.rows
-    jacobian = jacobian_of_constraints(conditions, at.y, args)
+    jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
     pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian + at.bounds
     gradient, scale = _gradient_and_scale(conditions, at, args, pull)
     margins = _margins(conditions, at, args, jacobian, scale)
@@ -282,10 +300,12 @@ def _margins(
     return _Margins(jnp.concatenate(slacks), relative)
 
 
-def _likely_active(conditions: KarushKuhnTucker, found: Multipliers, args: Arguments) -> Active:
+def _likely_active(
+    conditions: KarushKuhnTucker, found: Multipliers, args: Arguments, constant: Constant
+) -> Active:
     """Where the multiplier is larger than the slack: the two sides of an interior point's path."""
     always = _always_active(conditions, args)
-    _, margins = measure(conditions, found, args, always)
+    _, margins = measure(conditions, found, args, always, constant)
     packed = margins.multiplier > margins.slack
     return _unpack(conditions, packed | _pack(conditions, always), args)
 
@@ -331,13 +351,13 @@ def _without_inactive(
 
 
 def estimated_multipliers(
-    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments
+    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments, constant: Constant
 ) -> Multipliers:
     """The multipliers that leave the smallest gradient of the Lagrangian at ``y``, for solvers
     that return a point alone: least squares over the constraints that are nearly active, from
     which those of the wrong sign are left out."""
     n, (p, m) = y.size, conditions.rows
-    jacobian = jacobian_of_constraints(conditions, y, args)
+    jacobian = jacobian_of_constraints(conditions, y, args, constant)
     gradient = jax.grad(conditions.objective)(y, args)
     nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
     margins = _margins(conditions, nothing, args, jacobian, jnp.ones((), y.dtype))

@@ -34,7 +34,7 @@ from .polish import Newton, Polished
 from .problem import Equations, Problem
 from .report import Report, Status
 from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram
-from .structure import find_blocks
+from .structure import Constant, find_blocks
 
 # A restartable solver is first asked for little: the polish, whose factorisation the backward
 # pass needs anyway, squares the error of a point that is nearly right. Only where that did not
@@ -155,12 +155,16 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     # Bounds that contradict each other: the solver gets some that do not.
     crossed = jnp.any(program.lower > program.upper)
     upper = jnp.maximum(program.lower, program.upper)
-    program = eqx.tree_at(lambda p: p.upper, program, upper)
+    program = eqx.tree_at(lambda p: p.upper, program, upper).with_constant(start)
+    constant = program.constant
+    assert constant is not None
+    if isinstance(conditions, CentralPath):
+        constant = Constant(constant.jacobian, None)  # the barrier is not quadratic
     newton = Newton(
         conditions,
         args,
         method.linear_solver,
-        lambda z, active: matrices(conditions, z, args, active),
+        lambda z, active: matrices(conditions, z, args, active, constant),
     )
     if isinstance(minimiser, ConstrainedMinimiser):
         end = minimiser.run_program(program, start, jnp.array(method.tol, start.dtype), max_steps)
@@ -168,11 +172,11 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         steps, infeasible = end.steps, end.infeasible | crossed
     else:
         y, steps = minimiser.run(problem, start, jnp.zeros((), start.dtype), max_steps)
-        found, infeasible = estimated_multipliers(conditions, y, args), crossed
+        found, infeasible = estimated_multipliers(conditions, y, args, constant), crossed
     if isinstance(conditions, CentralPath):
-        settled = settle_on_path(newton, found)
+        settled = settle_on_path(newton, found, constant)
     else:
-        settled = settle(newton, found, method.tol)
+        settled = settle(newton, found, method.tol, constant)
     violations = settled.violations
     finite = jnp.all(jnp.isfinite(settled.polished.z)) & jnp.isfinite(violations.worst)
     point = newton.at(settled.polished.z, settled.active)

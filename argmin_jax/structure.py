@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, PyTree
 
 
@@ -77,6 +79,39 @@ def find_blocks(objective: Callable, y: PyTree, *args: PyTree) -> Blocks:
 
     foldings = _foldings(program, shape) if len(shape) == 1 else []
     return max(map(divided, dict.fromkeys([shape, *foldings])), key=lambda blocks: blocks.count)
+
+
+class Constant(eqx.Module):
+    """Derivatives of a constrained problem that are the same at every point; None if they differ.
+
+    That a trace shows it is no proof where a function has kinks: that of |y| has no curvature.
+    """
+
+    jacobian: Float[Array, "r n"] | None  # of the constraints
+    hessian: Float[Array, "n n"] | None  # of the Lagrangian
+
+
+def constant_derivatives(
+    objective: Callable[[Array], Array], constraints: Callable[[Array], Array], y: Array
+) -> Constant:
+    """What the traces of a problem tell to be constant, evaluated once."""
+    jacobian = jacobian_function(constraints, y)
+    if not _is_constant(jacobian, y):
+        return Constant(None, None)
+    hessian = jax.hessian(objective)
+    return Constant(jacobian(y), hessian(y) if _is_constant(hessian, y) else None)
+
+
+def jacobian_function(fn: Callable[[Array], Array], y: Array) -> Callable[[Array], Array]:
+    """The Jacobian, in the mode that needs fewer passes."""
+    return jax.jacrev(fn) if jax.eval_shape(fn, y).size < y.size else jax.jacfwd(fn)
+
+
+def _is_constant(fn: Callable[[Array], Any], y: Array) -> bool:
+    """Whether the result of ``fn`` does not depend on y, as its trace tells."""
+    closed = jax.make_jaxpr(fn)(y)
+    _, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return not any(used)
 
 
 def _foldings(program: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

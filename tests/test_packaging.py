@@ -29,7 +29,7 @@ ROOMS = {
     "matrix_free": set(),
     "linear_solve": {"structure", "factors", "matrix_free"},
     "implicit": {"linear_solve"},
-    "solvers": {"identity", "program", "problem", "optimality", "triangular"},
+    "solvers": {"identity", "program", "problem", "structure", "optimality", "triangular"},
     "report": {"optimality", "linear_solve"},
     "polish": {"program", "optimality", "linear_solve"},
     "constrained": {"program", "structure", "optimality", "factors", "polish"},

@@ -1,12 +1,8 @@
 """The first and second derivatives of a nonlinear program, traced as seldom as possible."""
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Scalar
 
 from .nlp import NonlinearProgram
@@ -30,19 +26,16 @@ class Derivatives:
     """
 
     def __init__(self, program: NonlinearProgram, y: Float[Array, " n"]):
-        self.program = program
-        rows = jax.jacfwd(self.rows) if self._wide(y) else jax.jacrev(self.rows)
-        linear = _is_constant(rows, y)
-        self.jacobian = rows(y) if linear else None
-        hessian = jax.hessian(self.objective)
-        self.curvature = hessian(y) if linear and _is_constant(hessian, y) else None
+        self.program = program.with_constant(y)
+        assert self.program.constant is not None
+        self.jacobian = self.program.constant.jacobian
+        self.curvature = self.program.constant.hessian
 
     def objective(self, y: Float[Array, " n"]) -> Scalar:
         return self.program.objective(y).astype(y.dtype)
 
     def rows(self, y: Float[Array, " n"]) -> Float[Array, " p+m"]:
-        both = self.program.equalities(y), self.program.inequalities(y)
-        return jnp.concatenate(both).astype(y.dtype)
+        return self.program.rows(y)
 
     def first_order(self, y: Float[Array, " n"]) -> FirstOrder:
         if self.jacobian is not None:
@@ -53,7 +46,8 @@ class Derivatives:
             found = self._stacked(y)
             return found, found
 
-        derivative = jax.jacfwd if self._wide(y) else jax.jacrev
+        wide = jax.eval_shape(self.rows, y).size >= y.size
+        derivative = jax.jacfwd if wide else jax.jacrev
         slopes, values = derivative(with_values, has_aux=True)(y)
         return FirstOrder(values[0], values[1:], slopes[0], slopes[1:])
 
@@ -74,14 +68,3 @@ class Derivatives:
 
     def _stacked(self, y):
         return jnp.concatenate([self.objective(y)[None], self.rows(y)])
-
-    def _wide(self, y) -> bool:
-        """Whether forward mode needs fewer passes for the Jacobian."""
-        return jax.eval_shape(self.rows, y).size >= y.size
-
-
-def _is_constant(fn: Callable[[Array], Any], y: Array) -> bool:
-    """Whether the result of ``fn`` does not depend on y, as its trace tells."""
-    closed = jax.make_jaxpr(fn)(y)
-    _, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return not any(used)

@@ -1,10 +1,13 @@
 """What a solver of constrained problems is asked, in flat vectors, and what it answers."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from ..structure import Constant, constant_derivatives
 
 Vector = Callable[[Float[Array, " n"]], Array]
 
@@ -18,6 +21,7 @@ class NonlinearProgram(eqx.Module):
         inequalities: g, likewise.
         lower: may hold -inf; equal to ``upper`` where an unknown is fixed.
         upper: may hold inf.
+        constant: the derivatives that do not depend on y; None as long as nobody looked.
     """
 
     objective: Callable[[Float[Array, " n"]], Scalar]
@@ -25,6 +29,17 @@ class NonlinearProgram(eqx.Module):
     inequalities: Vector
     lower: Float[Array, " n"]
     upper: Float[Array, " n"]
+    constant: Constant | None = None
+
+    def rows(self, y: Float[Array, " n"]) -> Float[Array, " p+m"]:
+        return jnp.concatenate([self.equalities(y), self.inequalities(y)]).astype(y.dtype)
+
+    def with_constant(self, y: Float[Array, " n"]) -> "NonlinearProgram":
+        """The program, once it was looked for what is constant in it."""
+        if self.constant is not None:
+            return self
+        found = constant_derivatives(lambda y: self.objective(y).astype(y.dtype), self.rows, y)
+        return dataclasses.replace(self, constant=found)
 
 
 class PrimalDual(eqx.Module):
