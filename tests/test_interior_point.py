@@ -142,6 +142,28 @@ def test_lanes_equal_single_solves():
 # Nonlinear programs
 
 
+def test_256_lanes_of_a_problem_that_is_not_convex_equal_single_solves():
+    targets = jax.random.normal(jax.random.key(2), (256, 3))
+
+    @jax.jit
+    def solve(target):
+        """The nearest point of the unit sphere that is below a plane."""
+        program = NonlinearProgram(
+            lambda y: jnp.sum((y - target) ** 2) / 2,
+            lambda y: (jnp.sum(y**2) - 1)[None],
+            lambda y: (y[0] + y[1] - 0.5)[None],
+            *FREE,
+        )
+        return run(program, jnp.array([0.1, -0.2, 0.3]))
+
+    lanes = jax.vmap(solve)(targets)
+    alone = [solve(target) for target in targets]
+    # Where two minima are as near, rounding may choose: these targets have none.
+    close(lanes.y, jnp.stack([at.y for at in alone]), 1e-7)
+    close(jnp.sum(lanes.y**2, axis=1), 1)
+    assert jnp.max(lanes.y[:, 0] + lanes.y[:, 1]) <= 0.5 + 1e-7
+
+
 def test_full_steps_near_the_solution_are_not_refused():
     """The example of Maratos: every full Newton step increases objective and violation."""
     program = NonlinearProgram(

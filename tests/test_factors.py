@@ -1,0 +1,90 @@
+"""Factors of the matrix of the KKT conditions, against NumPy's dense algebra."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from argmin_jax.factors import KKTMatrices, factorise_kkt
+
+N, ROWS = 6, 3
+NONE = np.zeros(N, bool)
+
+
+def parts(seed=0, active=(True, True, False), fixed=NONE, jacobian=None, hessian=None):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(N, N))
+    return KKTMatrices(
+        hessian=jnp.asarray(root @ root.T + np.eye(N) if hessian is None else hessian),
+        jacobian=jnp.asarray(rng.normal(size=(ROWS, N)) if jacobian is None else jacobian),
+        active=jnp.asarray(active),
+        fixed=jnp.asarray(fixed),
+        bounded=True,
+    )
+
+
+def dense(found: KKTMatrices) -> np.ndarray:
+    """K: an inactive row says that its multiplier, negated, is the right-hand side."""
+    a, f = np.diag(np.asarray(found.active, float)), np.diag(np.asarray(found.fixed, float))
+    rows, i = a @ np.asarray(found.jacobian), np.eye
+    zero = np.zeros
+    return np.block(
+        [
+            [np.asarray(found.hessian), rows.T, f],
+            [rows, a - i(ROWS), zero((ROWS, N))],
+            [f, zero((N, ROWS)), f - i(N)],
+        ]
+    )
+
+
+@pytest.mark.parametrize("fixed", [NONE, np.arange(N) == 2, np.arange(N) < 3])
+def test_solution_is_that_of_the_whole_matrix(fixed):
+    given = parts(fixed=fixed)
+    b = np.random.default_rng(1).normal(size=2 * N + ROWS)
+    found = factorise_kkt(given)
+    np.testing.assert_allclose(found.solve(jnp.asarray(b)), np.linalg.solve(dense(given), b), 1e-9)
+    assert found.rank_deficiency == 0
+    assert not found.indefinite
+
+
+def test_curvature_counts_only_on_the_null_space_of_the_active_rows():
+    down = np.diag([-1.0, 1, 1, 1, 1, 1])
+    along, across = np.eye(ROWS, N), np.eye(ROWS, N, k=2)
+    assert not factorise_kkt(parts(hessian=down, jacobian=along)).indefinite
+    found = factorise_kkt(parts(hessian=down, jacobian=across))
+    assert found.indefinite
+    np.testing.assert_allclose(found.curvature, -1, rtol=1e-12)
+
+
+def test_repeated_rows_share_their_multiplier_and_are_counted():
+    row = np.random.default_rng(2).normal(size=N)
+    given = parts(jacobian=np.stack([row, row, row]))
+    b = np.concatenate([np.ones(N), [0.3, 0.3], np.zeros(1 + N)])
+    found = factorise_kkt(given)
+    x = found.solve(jnp.asarray(b))
+    assert found.rank_deficiency == 1
+    np.testing.assert_allclose(dense(given) @ x, b, atol=1e-12)
+    np.testing.assert_allclose(x[N], x[N + 1], rtol=1e-9)
+
+
+def test_a_batch_may_mix_regular_and_singular_lanes():
+    row = np.random.default_rng(2).normal(size=N)
+    lanes = [parts(), parts(jacobian=np.stack([row, row, row]))]
+    together = jax.vmap(factorise_kkt)(jax.tree.map(lambda *x: jnp.stack(x), *lanes))
+    assert together.rank_deficiency.tolist() == [0, 1]
+    b = jnp.asarray(np.random.default_rng(3).normal(size=2 * N + ROWS))
+    for lane, given in enumerate(lanes):
+        one = jax.tree.map(lambda x, lane=lane: x[lane], together).solve(b)
+        np.testing.assert_allclose(one, factorise_kkt(given).solve(b), rtol=1e-9, atol=1e-11)
+
+
+def test_the_expensive_decompositions_are_not_moved_out_of_the_loop_that_is_seldom_run():
+    """XLA moves what is the same in every pass out of a loop, where it would always run."""
+    lanes = jax.tree.map(lambda x: jnp.stack([x, x]), parts())
+    program = jax.jit(jax.vmap(factorise_kkt)).lower(lanes).compile().as_text()
+    assert program is not None
+    entry = program[program.index("\nENTRY") :]
+    assert "potrf" in entry
+    for decomposition in ("syevd", "gesdd"):
+        assert decomposition in program
+        assert decomposition not in entry
