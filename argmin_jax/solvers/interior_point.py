@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from .barrier import Point, errors, size
+from .barrier import Errors, Point, errors, size
 from .central_path import run_to_path
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
 from .kkt_system import Factors, System, factorise, solve
@@ -130,6 +130,49 @@ class _State(eqx.Module):
     finished: Bool[Array, ""]
     infeasible: Bool[Array, ""]
 
+    @property
+    def scaling(self) -> Bool[Array, ""]:
+        return self.stage == 0
+
+    @property
+    def choosing(self) -> Bool[Array, ""]:
+        return self.stage == 1
+
+    @property
+    def normal(self) -> Bool[Array, ""]:
+        return (self.stage > 1) & ~self.estimate
+
+
+class _Seen(eqx.Module):
+    """The trial point, and what the line search says of it."""
+
+    here: Here
+    before: Merit
+    after: Merit
+    accepted: Bool[Array, ""]
+    by_armijo: Bool[Array, ""]
+
+
+class _Progress(eqx.Module):
+    pull: Float[Array, " n"]
+    error: Errors
+    converged: Bool[Array, ""]
+    infeasible: Bool[Array, ""]
+    recovered: Bool[Array, ""]  # restoration has done its work
+
+
+class _Found(eqx.Module):
+    """A direction, where the trial point was accepted or is to be corrected."""
+
+    direction: Point
+    slope: Scalar  # of phi
+    drows: Float[Array, " p+m"]
+    tiny: Bool[Array, ""]
+    corrected: Float[Array, " p+m"]
+    kept: _Kept | None
+    last_shift: Scalar
+    sound: Bool[Array, ""]
+
 
 class _Method:
     """One run: what stays the same in it, and its step."""
@@ -213,81 +256,153 @@ class _Method:
     # A step: judge the trial point, choose the direction, find the next trial point
 
     def step(self, state: _State) -> _State:
-        restoration, search = state.restoration, state.search
-        scaling, normal = state.stage == 0, (state.stage > 1) & ~state.estimate
-        choosing = state.stage == 1
+        seen = self.look(state)
+        here, accepted = seen.here, seen.accepted
+        point, values = _where(accepted, (here.point, here.values), (state.point, state.values))
+        first_theta = jnp.where(state.choosing, seen.after.theta, state.first_theta)
+        progress = self.progress(state, seen)
+        mu = self.lowered(state, seen, progress.error)
+        corrects = self.corrects(state, seen)
+        found = self.find_direction(state, seen, point, mu, corrects)
+        trial, search = self.next_trial(state, seen, point, found, mu, corrects)
+
+        # Where the trial point is set, and not found by a search
+        failed = self.fails(state, seen, found, corrects, first_theta)
+        largest = size(values.c)
+        restores = failed & ~state.restoration.active & (largest > self.tolerance)
+        filter_ = self.next_filter(state, seen, mu)
+        filter_ = _where(restores, filter_.added(self.problem_merit(point, values, mu)), filter_)
+        restoration = self.next_restoration(
+            state.restoration, point, values, mu, restores, progress.recovered
+        )
+        mu = jnp.where(
+            restores,
+            jnp.maximum(mu, largest),
+            jnp.where(progress.recovered, state.restoration.mu, mu),
+        )
+        forced = restores | progress.recovered | state.estimate | state.scaling
+        anew = self.placed(state, point, found.drows, mu, progress.recovered)
+        trial, point = _where(forced, (anew, anew), (trial, point))
+
+        ended = progress.converged | progress.infeasible | (failed & ~restores)
+        dead = state.forced & ~here.finite & ~state.scaling
+        escaped = size(point.x) > 1 / self.eps**1.25
+        return _State(
+            point=point,
+            values=values,
+            trial=trial,
+            forced=forced,
+            stage=jnp.minimum(state.stage + 1, 2),
+            estimate=progress.recovered | (state.scaling & (self.p + self.m > 0)),
+            mu=mu,
+            filter=filter_,
+            first_theta=first_theta,
+            search=search,
+            kept=found.kept,
+            last_shift=jnp.where(accepted & ~state.scaling, found.last_shift, state.last_shift),
+            scale=here.scale,
+            restoration=restoration,
+            pull=progress.pull,
+            steps=state.steps + 1,
+            finished=ended | dead | escaped,
+            infeasible=state.infeasible | progress.infeasible,
+        )
+
+    def look(self, state: _State) -> _Seen:
+        """Evaluates the trial point, and has the line search judge it."""
+        restoration = state.restoration
         here = self.scaled.evaluate(
             state.trial,
             state.scale,
             restoration,
-            scaling=scaling,
-            slackening=choosing,
+            scaling=state.scaling,
+            slackening=state.choosing,
         )
         before = self.merit(state.point.x, state.values, state.mu, restoration)
         after = self.merit(here.point.x, here.values, state.mu, restoration)
         passed, by_armijo = self.judge(state, before, after)
-        accepted = scaling | (here.finite & (state.forced | passed))
-        point, values = _where(accepted, (here.point, here.values), (state.point, state.values))
-        first_theta = jnp.where(choosing, after.theta, state.first_theta)
-        filter_ = _where(
-            accepted & ~state.forced & ~by_armijo & ~restoration.active,
-            state.filter.added(before),
-            state.filter,
-        )
+        accepted = state.scaling | (here.finite & (state.forced | passed))
+        return _Seen(here, before, after, accepted, by_armijo)
 
-        # How good is it?
+    def progress(self, state: _State, seen: _Seen) -> _Progress:
+        """How good the trial point is."""
+        here, accepted, restoration = seen.here, seen.accepted, state.restoration
         stationarity = here.gradient + here.times_rows(here.point.rows)
         pull = jnp.where(accepted, stationarity[: self.n], state.pull)
         stationarity = stationarity - here.point.lower + here.point.upper
         stationarity = self.scaled.movable(stationarity)
-        error = errors(
-            self.bounds,
-            here.point,
-            stationarity,
-            jnp.where(restoration.active, 0, here.values.c),
-        )
-        total = error.at(0.0, self.bounds)
-        judged = accepted & ~scaling & ~restoration.active
-        converged = judged & (total <= self.tolerance)
-        infeasible = accepted & restoration.active
-        infeasible &= restoration.is_stationary(
+        violation = jnp.where(restoration.active, 0, here.values.c)
+        error = errors(self.bounds, here.point, stationarity, violation)
+        judged = accepted & ~state.scaling & ~restoration.active
+        infeasible = restoration.is_stationary(
             self.bounds, here.point, here.values.c, stationarity, self.tolerance
         )
         recovered = accepted & ~state.forced & restoration.active & self.recovers(state, here)
+        return _Progress(
+            pull=pull,
+            error=error,
+            converged=judged & (error.at(0.0, self.bounds) <= self.tolerance),
+            infeasible=infeasible & accepted & restoration.active,
+            recovered=recovered,
+        )
 
-        # The barrier parameter
-        mu = state.mu
+    def lowered(self, state: _State, seen: _Seen, error: Errors) -> Scalar:
+        """The next barrier parameter, after (7): lower where its problem is solved."""
+        mu, counts = state.mu, seen.accepted & state.normal
         for _ in range(4):
-            solved = accepted & normal & (error.at(mu, self.bounds) <= KAPPA_EPS * mu)
-            solved = solved | (accepted & normal & search.tiny & (mu == state.mu))
+            solved = error.at(mu, self.bounds) <= KAPPA_EPS * mu
+            solved = counts & (solved | (state.search.tiny & (mu == state.mu)))
             mu = jnp.where(solved, self.next_mu(mu), mu)
-        stuck = accepted & search.tiny & (state.mu <= self.floor)
-        filter_ = _where((mu != state.mu) & ~restoration.active, Filter.empty(self.dtype), filter_)
+        return mu
 
-        # A refusal: a second-order correction, or a shorter step
-        shorter = search.alpha / 2
-        corrects = jnp.array(False)
-        if state.kept is not None:
-            corrects = (
-                ~accepted & here.finite & ~restoration.active & self.corrects(search, before, after)
-            )
-        floor = jnp.where(
-            restoration.active, self.eps, smallest_step(before, search.slope, first_theta)
+    def next_filter(self, state: _State, seen: _Seen, mu: Scalar) -> Filter:
+        in_restoration = state.restoration.active
+        adds = seen.accepted & ~state.forced & ~seen.by_armijo & ~in_restoration
+        filter_ = _where(adds, state.filter.added(seen.before), state.filter)
+        return _where((mu != state.mu) & ~in_restoration, Filter.empty(self.dtype), filter_)
+
+    def corrects(self, state: _State, seen: _Seen) -> Bool[Array, ""]:
+        """Whether a refusal is answered by a second-order correction, steps A-5.5 and A-5.9."""
+        if state.kept is None:
+            return jnp.array(False)
+        search, theta = state.search, seen.after.theta
+        helps = jnp.where(
+            search.corrections == 0,
+            theta >= seen.before.theta,
+            theta <= KAPPA_SOC * search.last_theta,
         )
-        failed = stuck | (~accepted & ~corrects & (shorter < floor))
+        wanted = helps & (search.corrections < MAX_SOC) & (seen.before.theta > 0)
+        return ~seen.accepted & seen.here.finite & ~state.restoration.active & wanted
 
-        # The direction
+    def fails(
+        self,
+        state: _State,
+        seen: _Seen,
+        found: _Found,
+        corrects: Bool[Array, ""],
+        first_theta: Scalar,
+    ) -> Bool[Array, ""]:
+        """Whether there is no way on from here: no shorter step, or no direction."""
+        search = state.search
+        stuck = seen.accepted & search.tiny & (state.mu <= self.floor)
+        least = smallest_step(seen.before, search.slope, first_theta)
+        least = jnp.where(state.restoration.active, self.eps, least)
+        too_short = ~seen.accepted & ~corrects & (search.alpha / 2 < least)
+        return stuck | too_short | (seen.accepted & ~state.scaling & ~found.sound)
+
+    def find_direction(
+        self, state: _State, seen: _Seen, point: Point, mu: Scalar, corrects: Bool[Array, ""]
+    ) -> _Found:
+        here, accepted, restoration = seen.here, seen.accepted, state.restoration
         system = self.system(here, mu, restoration, state)
-        factors = factorise(system, state.last_shift, accepted & ~scaling)
-        failed = failed | (accepted & ~scaling & ~factors.sound)
+        factors = factorise(system, state.last_shift, accepted & ~state.scaling)
+        sound, last_shift = factors.sound, factors.last_shift
         slope = self.slope(here, mu, restoration)
-        along = self.scaled.movable(
-            slope + here.times_rows(jnp.where(restoration.active, here.point.rows, 0))
-        )
+        along = slope + here.times_rows(jnp.where(restoration.active, here.point.rows, 0))
         rx = slope + here.times_rows(here.point.rows)
         rc = jnp.where(restoration.active, 0, here.values.c)
         rx, rc = _where(state.estimate, self.estimating(here), (rx, rc))
-        left_over = search.alpha * search.corrected + here.values.c
+        left_over = state.search.alpha * state.search.corrected + here.values.c
         kept = None
         if state.kept is not None:
             kept = _where(accepted, _Kept(system, factors, rx), state.kept)
@@ -295,11 +410,30 @@ class _Method:
             rc = jnp.where(corrects, left_over, rc)
         dx, drows = solve(system, factors, rx, rc)
         target = mu * jnp.ones_like(rx)
-        direction = self.bounds.direction(point, dx, drows, target, target)
+        return _Found(
+            direction=self.bounds.direction(point, dx, drows, target, target),
+            slope=self.scaled.movable(along) @ dx,
+            drows=drows,
+            tiny=jnp.all(jnp.abs(dx) <= 10 * self.eps * (1 + jnp.abs(point.x))),
+            corrected=jnp.where(corrects, left_over, here.values.c),
+            kept=kept,
+            last_shift=last_shift,
+            sound=sound,
+        )
 
-        # The next trial point
-        fresh = accepted | corrects
-        used = _where(fresh, direction, search.direction)
+    def next_trial(
+        self,
+        state: _State,
+        seen: _Seen,
+        point: Point,
+        found: _Found,
+        mu: Scalar,
+        corrects: Bool[Array, ""],
+    ) -> tuple[Point, _Search]:
+        """Along a new direction as far as the bounds allow, along the old one half as far."""
+        search, accepted = state.search, seen.accepted
+        fresh, shorter = accepted | corrects, search.alpha / 2
+        used = _where(fresh, found.direction, search.direction)
         primal, dual = self.bounds.longest(point, used, jnp.maximum(TAU_MIN, 1 - mu))
         alpha = jnp.where(fresh, primal, shorter)
         trial = Point(
@@ -308,63 +442,45 @@ class _Method:
             lower=point.lower + dual * used.lower,
             upper=point.upper + dual * used.upper,
         )
-        trial = self.bounds.safeguarded(trial, mu)
         corrections = jnp.where(corrects, search.corrections + 1, MAX_SOC)
-        tiny = jnp.all(jnp.abs(dx) <= 10 * self.eps * (1 + jnp.abs(point.x)))
-        next_search = _Search(
-            direction=_where(accepted, direction, search.direction),
+        return self.bounds.safeguarded(trial, mu), _Search(
+            direction=_where(accepted, found.direction, search.direction),
             alpha=jnp.where(accepted, primal, jnp.where(corrects, search.alpha, shorter)),
-            slope=jnp.where(accepted, along @ dx, search.slope),
-            tiny=jnp.where(accepted, tiny & normal, search.tiny),
+            slope=jnp.where(accepted, found.slope, search.slope),
+            tiny=jnp.where(accepted, found.tiny & state.normal, search.tiny),
             corrections=jnp.where(accepted, 0, corrections),
-            corrected=jnp.where(corrects, left_over, here.values.c),
-            last_theta=after.theta,
+            corrected=found.corrected,
+            last_theta=seen.after.theta,
         )
 
-        # Where the trial point is set, and not found by a search
-        largest = size(values.c)
-        feasible = largest <= self.tolerance
-        restores = failed & ~restoration.active & ~feasible
-        given_up = failed & ~restores
+    def next_restoration(
+        self,
+        restoration: Restoration,
+        point: Point,
+        values: Values,
+        mu: Scalar,
+        enters: Bool[Array, ""],
+        leaves: Bool[Array, ""],
+    ) -> Restoration:
         entered = Restoration(
             active=jnp.array(True),
-            unit=jnp.maximum(largest, self.eps),
+            unit=jnp.maximum(size(values.c), self.eps),
             reference=point.x[: self.n],
             theta=jnp.sum(jnp.abs(values.c)),
             mu=mu,
         )
         left = eqx.tree_at(lambda r: r.active, restoration, jnp.array(False))
-        onward = _where(restores, entered, _where(recovered, left, restoration))
-        filter_ = _where(restores, filter_.added(self.problem_merit(point, values, mu)), filter_)
-        mu = jnp.where(restores, jnp.maximum(mu, largest), jnp.where(recovered, restoration.mu, mu))
+        return _where(enters, entered, _where(leaves, left, restoration))
+
+    def placed(
+        self, state: _State, point: Point, drows: Array, mu: Scalar, recovered: Bool[Array, ""]
+    ) -> Point:
+        """The point at the start, with its first multipliers, or where restoration is entered or
+        left."""
         lower, upper = self.bounds.centred(point.x, mu)
         anew = Point(point.x, jnp.where(recovered, 0, point.rows), lower, upper)
         anew = _where(state.estimate, self.estimated(point, drows), anew)
-        anew = _where(scaling, self.scaled.inside(state.point), anew)
-        forced = restores | recovered | state.estimate | scaling
-        trial, point = _where(forced, (anew, anew), (trial, point))
-        dead = state.forced & ~here.finite & ~scaling
-        escaped = size(point.x) > 1 / self.eps**1.25
-        return _State(
-            point=point,
-            values=values,
-            trial=trial,
-            forced=forced,
-            stage=jnp.minimum(state.stage + 1, 2),
-            estimate=recovered | (scaling & (self.p + self.m > 0)),
-            mu=mu,
-            filter=filter_,
-            first_theta=first_theta,
-            search=next_search,
-            kept=kept,
-            last_shift=jnp.where(accepted & ~scaling, factors.last_shift, state.last_shift),
-            scale=here.scale,
-            restoration=onward,
-            pull=pull,
-            steps=state.steps + 1,
-            finished=converged | infeasible | given_up | dead | escaped,
-            infeasible=state.infeasible | infeasible,
-        )
+        return _where(state.scaling, self.scaled.inside(state.point), anew)
 
     # The merit of a point
 
@@ -385,14 +501,6 @@ class _Method:
         fine = fine & state.filter.accepts(after)
         fine = jnp.where(state.restoration.active, descends, fine)
         return fine | search.tiny, switched & descends
-
-    def corrects(self, search: _Search, before: Merit, after: Merit) -> Bool[Array, ""]:
-        """Whether a second-order correction is worth trying, steps A-5.5 and A-5.9."""
-        first = search.corrections == 0
-        helps = jnp.where(
-            first, after.theta >= before.theta, after.theta <= KAPPA_SOC * search.last_theta
-        )
-        return helps & (search.corrections < MAX_SOC) & (before.theta > 0)
 
     def next_mu(self, mu: Scalar) -> Scalar:
         return jnp.maximum(self.floor, jnp.minimum(KAPPA_MU * mu, mu**THETA_MU))
