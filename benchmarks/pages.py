@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import scaling
+from . import cutest, scaling
 from .lbfgs_choice_page import markdown_table
 from .peers import tables
 
@@ -42,6 +42,9 @@ def parts() -> dict[str, str]:
     curves = _read("scaling.json")
     if curves:
         found["scaling"] = scaling.section(curves)
+    solved = _read("cutest.json")
+    if solved:
+        found["cutest"] = cutest_section(solved)
     derivatives = _read("sensitivities.json")
     if derivatives:
         found["sensitivities"] = sensitivity_section(derivatives)
@@ -72,6 +75,35 @@ def step_section(results: dict[str, Any]) -> str:
         for row in sorted(rows, key=lambda row: row["median_ms"])
     ]
     return f"{markdown_table(header, cells, 1)}\n\nOn {tables.setting_of(results)}."
+
+
+def cutest_section(results: dict[str, Any]) -> str:
+    """What each solver solved, in Markdown."""
+    problems = results["problems"]
+    rows = []
+    for solver in cutest.CONTENDERS:
+        found = {name: row[solver] for name, row in problems.items()}
+        unsolved = {name: row for name, row in found.items() if not row["solved"]}
+        claims = [name for name, row in unsolved.items() if row["says"] == "converged"]
+        rows.append(
+            [
+                solver,
+                ", ".join(name for name in unsolved if name not in claims),
+                ", ".join(claims),
+                f"{len(found) - len(unsolved)} of {len(found)}",
+                f"{statistics.median(row['steps'] for row in found.values()):.0f}",
+                f"{statistics.median(row['ms'] for row in found.values()):.2g}",
+            ]
+        )
+    header = [
+        "solver",
+        "not solved, and said so",
+        "not solved, and said to converge",
+        "solved",
+        "median steps",
+        "median ms",
+    ]
+    return f"{markdown_table(header, rows, 3)}\n\nOn {tables.setting_of(results)}."
 
 
 def sensitivity_section(results: dict[str, Any]) -> str:
