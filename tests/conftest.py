@@ -1,6 +1,7 @@
 """Every test runs in float64, and shapes that JAX would adapt in silence are errors."""
 
 import os
+from pathlib import Path
 
 # The suite compiles hundreds of small programs once each: compile time is all it waits for. XLA's
 # older emitters take half of the time of the default ones, which compile the programs of `make
@@ -11,6 +12,19 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+MAPS = Path("/proc/self/maps")
+MANY = 25_000  # Linux allows 65,530 by default
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """Compiled programs are let go before the process runs out of memory maps, of which each holds
+    some: XLA then ends with a segmentation fault."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
+        jax.clear_caches()
