@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 from .barrier import Errors, Point, errors, size
 from .central_path import run_to_path
 from .filter import Filter, Merit, armijo, smallest_step, sufficient, switching
-from .kkt_system import Factors, System, factorise, solve
+from .interior_state import Found, Kept, Progress, Search, Seen, State
+from .kkt_system import System, factorise, solve
 from .nlp import NonlinearProgram, PrimalDual
 from .predictor import Ended, Predictor
 from .restoration import ENOUGH, Restoration
@@ -77,7 +78,7 @@ class InteriorPoint(eqx.Module):
     def _run(self, program, y, tolerance, max_steps) -> PrimalDual:
         method = _Method(program, y, jnp.asarray(tolerance, y.dtype), self)
 
-        def goes_on(state: _State):
+        def goes_on(state: State):
             return ~state.finished & (state.steps < max_steps)
 
         state = method.start(y)
@@ -85,93 +86,6 @@ class InteriorPoint(eqx.Module):
             predictor = Predictor(method.scaled, method.scaled.curvature, y, method.tolerance)
             state = method.after(predictor.run(max_steps), state)
         return method.answer(jax.lax.while_loop(goes_on, method.step, state))
-
-
-class _Search(eqx.Module):
-    """The line search along a direction."""
-
-    direction: Point
-    alpha: Scalar  # as the tests see it, which in second-order corrections is the first one
-    slope: Scalar  # of phi
-    tiny: Bool[Array, ""]  # the direction is as short as rounding errors
-    corrections: Int[Array, ""]
-    corrected: Float[Array, " p+m"]  # the violation that the next correction removes
-    last_theta: Scalar
-
-
-class _Kept(eqx.Module):
-    """What a second-order correction needs of the last direction."""
-
-    system: System
-    factors: Factors
-    rx: Float[Array, " n+m"]
-
-
-class _State(eqx.Module):
-    """The best point so far, and the trial point, where the functions are evaluated next."""
-
-    point: Point
-    values: Values
-    trial: Point
-    forced: Bool[Array, ""]  # the trial point is not to be judged
-    # 0: at the given start, for the scale; 1: inside, for the slacks; then 2.
-    stage: Int[Array, ""]
-    estimate: Bool[Array, ""]  # the multipliers of the rows are to be estimated
-    mu: Scalar
-    filter: Filter
-    first_theta: Scalar
-    search: _Search
-    kept: _Kept | None
-    last_shift: Scalar
-    scale: Scale
-    restoration: Restoration
-    pull: Float[Array, " n"]  # the gradient of the Lagrangian without bounds
-    steps: Int[Array, ""]
-    finished: Bool[Array, ""]
-    infeasible: Bool[Array, ""]
-
-    @property
-    def scaling(self) -> Bool[Array, ""]:
-        return self.stage == 0
-
-    @property
-    def choosing(self) -> Bool[Array, ""]:
-        return self.stage == 1
-
-    @property
-    def normal(self) -> Bool[Array, ""]:
-        return (self.stage > 1) & ~self.estimate
-
-
-class _Seen(eqx.Module):
-    """The trial point, and what the line search says of it."""
-
-    here: Here
-    before: Merit
-    after: Merit
-    accepted: Bool[Array, ""]
-    by_armijo: Bool[Array, ""]
-
-
-class _Progress(eqx.Module):
-    pull: Float[Array, " n"]
-    error: Errors
-    converged: Bool[Array, ""]
-    infeasible: Bool[Array, ""]
-    recovered: Bool[Array, ""]  # restoration has done its work
-
-
-class _Found(eqx.Module):
-    """A direction, where the trial point was accepted or is to be corrected."""
-
-    direction: Point
-    slope: Scalar  # of phi
-    drows: Float[Array, " p+m"]
-    tiny: Bool[Array, ""]
-    corrected: Float[Array, " p+m"]
-    kept: _Kept | None
-    last_shift: Scalar
-    sound: Bool[Array, ""]
 
 
 class _Method:
@@ -193,7 +107,7 @@ class _Method:
         self.n, self.p, self.m = self.scaled.n, self.scaled.p, self.scaled.m
         self.floor = tolerance / (KAPPA_EPS + 1)  # of mu
 
-    def start(self, y: Float[Array, " n"]) -> _State:
+    def start(self, y: Float[Array, " n"]) -> State:
         zero, no = jnp.zeros((), self.dtype), jnp.array(False)
         rows = jnp.zeros(self.p + self.m, self.dtype)
         one = jnp.ones((), self.dtype)
@@ -204,7 +118,7 @@ class _Method:
             upper=self.bounds.has_upper.astype(self.dtype),
         )
         program = self.scaled.program
-        return _State(
+        return State(
             point=point,
             values=Values(zero, rows),
             trial=point,
@@ -214,7 +128,7 @@ class _Method:
             mu=jnp.full((), self.options.initial_barrier, self.dtype),
             filter=Filter.empty(self.dtype),
             first_theta=zero,
-            search=_Search(point, one, zero, no, jnp.array(0, jnp.int32), rows, zero),
+            search=Search(point, one, zero, no, jnp.array(0, jnp.int32), rows, zero),
             kept=None if self.scaled.linear else self._nothing_kept(),
             last_shift=zero,
             scale=Scale(one, jnp.ones_like(rows)),
@@ -225,7 +139,7 @@ class _Method:
             infeasible=jnp.any(program.lower > program.upper),
         )
 
-    def after(self, ended: Ended, start: _State) -> _State:
+    def after(self, ended: Ended, start: State) -> State:
         """The state to go on from: nothing is left to do where the predictor solved the program."""
         found = eqx.tree_at(
             lambda state: (state.point, state.pull, state.scale.objective, state.finished),
@@ -235,7 +149,7 @@ class _Method:
         state = _where(ended.solved, found, start)
         return eqx.tree_at(lambda state: state.steps, state, ended.steps)
 
-    def _nothing_kept(self) -> _Kept:
+    def _nothing_kept(self) -> Kept:
         """Zeros of the right shapes."""
         n, p, m = self.n, self.p, self.m
 
@@ -249,13 +163,13 @@ class _Method:
                 fixed=jnp.zeros(n, bool),
             )
             factors = factorise(system, jnp.zeros((), self.dtype), jnp.array(True))
-            return _Kept(system, factors, system.barrier)
+            return Kept(system, factors, system.barrier)
 
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shapes))
 
     # A step: judge the trial point, choose the direction, find the next trial point
 
-    def step(self, state: _State) -> _State:
+    def step(self, state: State) -> State:
         seen = self.look(state)
         here, accepted = seen.here, seen.accepted
         point, values = _where(accepted, (here.point, here.values), (state.point, state.values))
@@ -287,7 +201,7 @@ class _Method:
         ended = progress.converged | progress.infeasible | (failed & ~restores)
         dead = state.forced & ~here.finite & ~state.scaling
         escaped = size(point.x) > 1 / self.eps**1.25
-        return _State(
+        return State(
             point=point,
             values=values,
             trial=trial,
@@ -308,7 +222,7 @@ class _Method:
             infeasible=state.infeasible | progress.infeasible,
         )
 
-    def look(self, state: _State) -> _Seen:
+    def look(self, state: State) -> Seen:
         """Evaluates the trial point, and has the line search judge it."""
         restoration = state.restoration
         here = self.scaled.evaluate(
@@ -322,9 +236,9 @@ class _Method:
         after = self.merit(here.point.x, here.values, state.mu, restoration)
         passed, by_armijo = self.judge(state, before, after)
         accepted = state.scaling | (here.finite & (state.forced | passed))
-        return _Seen(here, before, after, accepted, by_armijo)
+        return Seen(here, before, after, accepted, by_armijo)
 
-    def progress(self, state: _State, seen: _Seen) -> _Progress:
+    def progress(self, state: State, seen: Seen) -> Progress:
         """How good the trial point is."""
         here, accepted, restoration = seen.here, seen.accepted, state.restoration
         stationarity = here.gradient + here.times_rows(here.point.rows)
@@ -338,7 +252,7 @@ class _Method:
             self.bounds, here.point, here.values.c, stationarity, self.tolerance
         )
         recovered = accepted & ~state.forced & restoration.active & self.recovers(state, here)
-        return _Progress(
+        return Progress(
             pull=pull,
             error=error,
             converged=judged & (error.at(0.0, self.bounds) <= self.tolerance),
@@ -346,7 +260,7 @@ class _Method:
             recovered=recovered,
         )
 
-    def lowered(self, state: _State, seen: _Seen, error: Errors) -> Scalar:
+    def lowered(self, state: State, seen: Seen, error: Errors) -> Scalar:
         """The next barrier parameter, after (7): lower where its problem is solved."""
         mu, counts = state.mu, seen.accepted & state.normal
         for _ in range(4):
@@ -355,13 +269,13 @@ class _Method:
             mu = jnp.where(solved, self.next_mu(mu), mu)
         return mu
 
-    def next_filter(self, state: _State, seen: _Seen, mu: Scalar) -> Filter:
+    def next_filter(self, state: State, seen: Seen, mu: Scalar) -> Filter:
         in_restoration = state.restoration.active
         adds = seen.accepted & ~state.forced & ~seen.by_armijo & ~in_restoration
         filter_ = _where(adds, state.filter.added(seen.before), state.filter)
         return _where((mu != state.mu) & ~in_restoration, Filter.empty(self.dtype), filter_)
 
-    def corrects(self, state: _State, seen: _Seen) -> Bool[Array, ""]:
+    def corrects(self, state: State, seen: Seen) -> Bool[Array, ""]:
         """Whether a refusal is answered by a second-order correction, steps A-5.5 and A-5.9."""
         if state.kept is None:
             return jnp.array(False)
@@ -376,9 +290,9 @@ class _Method:
 
     def fails(
         self,
-        state: _State,
-        seen: _Seen,
-        found: _Found,
+        state: State,
+        seen: Seen,
+        found: Found,
         corrects: Bool[Array, ""],
         first_theta: Scalar,
     ) -> Bool[Array, ""]:
@@ -391,8 +305,8 @@ class _Method:
         return stuck | too_short | (seen.accepted & ~state.scaling & ~found.sound)
 
     def find_direction(
-        self, state: _State, seen: _Seen, point: Point, mu: Scalar, corrects: Bool[Array, ""]
-    ) -> _Found:
+        self, state: State, seen: Seen, point: Point, mu: Scalar, corrects: Bool[Array, ""]
+    ) -> Found:
         here, accepted, restoration = seen.here, seen.accepted, state.restoration
         system = self.system(here, mu, restoration, state)
         factors = factorise(system, state.last_shift, accepted & ~state.scaling)
@@ -405,12 +319,12 @@ class _Method:
         left_over = state.search.alpha * state.search.corrected + here.values.c
         kept = None
         if state.kept is not None:
-            kept = _where(accepted, _Kept(system, factors, rx), state.kept)
+            kept = _where(accepted, Kept(system, factors, rx), state.kept)
             system, factors, rx = kept.system, kept.factors, kept.rx
             rc = jnp.where(corrects, left_over, rc)
         dx, drows = solve(system, factors, rx, rc)
         target = mu * jnp.ones_like(rx)
-        return _Found(
+        return Found(
             direction=self.bounds.direction(point, dx, drows, target, target),
             slope=self.scaled.movable(along) @ dx,
             drows=drows,
@@ -423,13 +337,13 @@ class _Method:
 
     def next_trial(
         self,
-        state: _State,
-        seen: _Seen,
+        state: State,
+        seen: Seen,
         point: Point,
-        found: _Found,
+        found: Found,
         mu: Scalar,
         corrects: Bool[Array, ""],
-    ) -> tuple[Point, _Search]:
+    ) -> tuple[Point, Search]:
         """Along a new direction as far as the bounds allow, along the old one half as far."""
         search, accepted = state.search, seen.accepted
         fresh, shorter = accepted | corrects, search.alpha / 2
@@ -443,7 +357,7 @@ class _Method:
             upper=point.upper + dual * used.upper,
         )
         corrections = jnp.where(corrects, search.corrections + 1, MAX_SOC)
-        return self.bounds.safeguarded(trial, mu), _Search(
+        return self.bounds.safeguarded(trial, mu), Search(
             direction=_where(accepted, found.direction, search.direction),
             alpha=jnp.where(accepted, primal, jnp.where(corrects, search.alpha, shorter)),
             slope=jnp.where(accepted, found.slope, search.slope),
@@ -473,7 +387,7 @@ class _Method:
         return _where(enters, entered, _where(leaves, left, restoration))
 
     def placed(
-        self, state: _State, point: Point, drows: Array, mu: Scalar, recovered: Bool[Array, ""]
+        self, state: State, point: Point, drows: Array, mu: Scalar, recovered: Bool[Array, ""]
     ) -> Point:
         """The point at the start, with its first multipliers, or where restoration is entered or
         left."""
@@ -492,7 +406,7 @@ class _Method:
         value = jnp.where(restoration.active, restoration.objective(x, values.c, mu), values.value)
         return Merit(jnp.sum(jnp.abs(values.c)), value + mu * self.bounds.barrier(x))
 
-    def judge(self, state: _State, before: Merit, after: Merit):
+    def judge(self, state: State, before: Merit, after: Merit):
         """Whether the line search accepts, and whether by Armijo's condition."""
         search, first = state.search, state.first_theta
         descends = armijo(before, after, search.alpha, search.slope)
@@ -513,7 +427,7 @@ class _Method:
         slope = here.gradient + self.bounds.slope(here.point.x, mu)
         return jnp.concatenate([slope[: self.n] + back, slope[self.n :]])
 
-    def system(self, here: Here, mu: Scalar, restoration: Restoration, state: _State) -> System:
+    def system(self, here: Here, mu: Scalar, restoration: Restoration, state: State) -> System:
         estimate = state.estimate
         near = restoration.curvature(mu)
         curvature = self.bounds.curvature(here.point)
@@ -539,11 +453,11 @@ class _Method:
 
     # Restoration
 
-    def recovers(self, state: _State, here: Here) -> Bool[Array, ""]:
+    def recovers(self, state: State, here: Here) -> Bool[Array, ""]:
         merit = self.problem_merit(here.point, here.values, state.restoration.mu)
         return (merit.theta <= ENOUGH * state.restoration.theta) & state.filter.accepts(merit)
 
-    def answer(self, state: _State) -> PrimalDual:
+    def answer(self, state: State) -> PrimalDual:
         n, p = self.n, self.p
         point, objective, program = state.point, state.scale.objective, self.scaled.program
         rows = state.scale.rows / objective
