@@ -55,8 +55,6 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
 
     A constraint that is *weakly* active, with slack and multiplier both zero, is let go too, so
     that derivatives are those of the problem without it, unless the Hessian is indefinite then.
-
-    The polished point is without factors.
     """
     conditions, args = newton.conditions, newton.args
     assert isinstance(conditions, KarushKuhnTucker)
@@ -67,10 +65,9 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
 
     def advance(state: _State) -> _State:
         active = _unpack(conditions, state.active, args)
-        polished = newton.polish(start, active, allowed=~state.given_up, keeps_factors=False)
-        z = _without_inactive(conditions, polished.z, active)
-        polished = eqx.tree_at(lambda p: p.z, polished, z)
-        at = conditions.split(z)
+        polished = newton.polish(start, active, allowed=~state.given_up)
+        polished = _without_inactive(conditions, polished, active)
+        at = conditions.split(polished.z)
         violations, margins = measure(conditions, at, args, active, constant)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
         violated = ~state.active & (margins.slack < -jnp.minimum(level, tol))
@@ -83,7 +80,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         lost = ~(violations.worst <= tol) & (~changed | last) & ~state.given_up
         return _State(
             active=jnp.where(
-                lost, _pack(conditions, first), jnp.where(changed, after, state.active)
+                lost, _pack(conditions, first), jnp.where(changed & ~last, after, state.active)
             ),
             kept=state.kept | taken,
             dropped=state.dropped | weak,
@@ -103,7 +100,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         active=packed,
         kept=always,
         dropped=jnp.zeros_like(packed),
-        polished=newton.blank(start, first, keeps_factors=False),
+        polished=newton.blank(start, first),
         violations=Violations(zero, zero, zero),
         weakly_active=jnp.array(0, jnp.int32),
         count=jnp.array(0),
@@ -126,7 +123,7 @@ def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Se
     fixed = _always_active(conditions, args)
     multipliers = jnp.zeros_like(found.ineq), jnp.where(fixed.fixed, found.bounds, 0)
     start = conditions.join(Multipliers(found.y, found.eq, *multipliers))
-    polished = newton.polish(start, fixed, keeps_factors=False)
+    polished = newton.polish(start, fixed)
 
     # A slack as small as mu has few digits left when it is computed from a rounded y, and mu /
     # slack no more. The Newton step that y has no digits for corrects that.
@@ -335,19 +332,22 @@ def _unpack(conditions: KarushKuhnTucker, packed: Bool[Array, " c"], args: Argum
     return Active(packed[:m], lower, upper & ~lower)
 
 
-def _without_inactive(
-    conditions: KarushKuhnTucker, z: Float[Array, " k"], active: Active
-) -> Float[Array, " k"]:
-    """z with the multiplier zero wherever a constraint is not active."""
-    at = conditions.split(z)
-    return conditions.join(
-        Multipliers(
-            at.y,
-            at.eq,
-            jnp.where(active.ineq, at.ineq, 0),
-            jnp.where(active.fixed, at.bounds, 0),
+def _without_inactive(conditions: KarushKuhnTucker, point: Polished, active: Active) -> Polished:
+    """The point with the multiplier zero wherever a constraint is not active."""
+
+    def of_active(z: Float[Array, " k"]) -> Float[Array, " k"]:
+        at = conditions.split(z)
+        return conditions.join(
+            Multipliers(
+                at.y,
+                at.eq,
+                jnp.where(active.ineq, at.ineq, 0),
+                jnp.where(active.fixed, at.bounds, 0),
+            )
         )
-    )
+
+    parts = of_active(point.z), of_active(point.residual), of_active(point.step)
+    return eqx.tree_at(lambda p: (p.z, p.residual, p.step), point, parts)
 
 
 def estimated_multipliers(

@@ -106,8 +106,8 @@ class KKTFactors(eqx.Module):
 
     free: Float[Array, " n"]
     active: Float[Array, " r"]
-    fixed_rows: Float[Array, "r n"]  # the active rows at the variables that are held
-    hessian: Float[Array, "n n"]  # the whole
+    fixed_rows: Float[Array, "r n"] | None  # the active rows at the variables that are held
+    hessian: Float[Array, "n n"] | None  # the whole
     rows: Float[Array, "r n"]  # the active rows of the free variables, of unit length
     lengths: Float[Array, " r"]
     size: Float[Array, ""]  # of the Hessian
@@ -118,20 +118,29 @@ class KKTFactors(eqx.Module):
     def solve(self, b: Float[Array, " k"]) -> Float[Array, " k"]:
         n, r = self.free.size, self.active.size
         top, middle, bottom = b[:n], b[n : n + r], b[n + r :]
-        held = (1 - self.free) * bottom if self.bounded else jnp.zeros_like(top)
+        if not self.bounded:
+            y, scaled = self._reduced(top, self.active * middle / self.lengths)
+            return jnp.concatenate([y, self._multipliers(scaled, middle)])
+        assert self.hessian is not None and self.fixed_rows is not None
+        held = (1 - self.free) * bottom
         # The equations that are left, with rows of unit length.
         of_free = self.free * (top - self.hessian @ held)
         of_rows = self.active * (middle - self.fixed_rows @ held) / self.lengths
         y, scaled = self._reduced(of_free, of_rows)
         y = self.free * y + held
-        multipliers = jnp.where(self.active > 0, scaled / self.lengths, -middle)
-        if not self.bounded:
-            return jnp.concatenate([y, multipliers])
+        multipliers = self._multipliers(scaled, middle)
         pull = self.hessian @ y + (self.active * multipliers) @ (
             self.lengths[:, None] * self.rows + self.fixed_rows
         )
         of_bounds = jnp.where(self.free > 0, -bottom, top - pull)
         return jnp.concatenate([y, multipliers, of_bounds])
+
+    @property
+    def for_solves(self) -> "KKTFactors":
+        """Without the matrices that `solve` does not need."""
+        if self.bounded:
+            return self
+        return eqx.tree_at(lambda f: (f.hessian, f.fixed_rows), self, (None, None))
 
     @property
     def curvature(self) -> Float[Array, ""]:
@@ -147,6 +156,7 @@ class KKTFactors(eqx.Module):
         """The inverse where the Hessian is known up to this only, so that K may well be singular:
         eigenvalues that may be zero count as zero, and at least the smallest. ``zero`` is that of
         `if_needed`."""
+        assert self.hessian is not None
         projected = self.free[:, None] * self.hessian * self.free[None, :] + zero
         whole = _bordered(projected, self.free, self.rows + zero, self.active, self.size)
         values, vectors = jnp.linalg.eigh(whole)
@@ -154,6 +164,10 @@ class KKTFactors(eqx.Module):
         return _pseudo_inverse(
             self.free.size, null, values, vectors, jnp.zeros_like(self.curvature)
         )
+
+    def _multipliers(self, scaled: Float[Array, " r"], b: Float[Array, " r"]) -> Float[Array, " r"]:
+        """From those of rows of unit length; an inactive one is its right-hand side, negated."""
+        return jnp.where(self.active > 0, scaled / self.lengths, -b)
 
     def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
         inverse, scaled = self.inverse, self.size * b

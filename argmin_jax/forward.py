@@ -17,6 +17,7 @@ from .constrained import (
     settle,
     settle_on_path,
 )
+from .factors import KKTFactors
 from .optimality import (
     Active,
     Barrier,
@@ -179,7 +180,7 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         settled = settle(newton, found, method.tol, constant)
     violations = settled.violations
     finite = jnp.all(jnp.isfinite(settled.polished.z)) & jnp.isfinite(violations.worst)
-    point = newton.at(settled.polished.z, settled.active)
+    point = settled.polished
     solved = finite & (violations.worst <= method.tol)
     minimum = solved & ~point.spectrum.indefinite
     point = without_flat_directions(newton, point, settled.active, start.size, minimum)
@@ -209,6 +210,7 @@ def _nonlinear_program(problem: Problem, conditions: KarushKuhnTucker) -> Nonlin
         inequalities=lambda y: conditions.constraints(y, args)[p:],
         lower=lower,
         upper=upper,
+        bounded=args.bounds is not None,
     )
 
 
@@ -267,7 +269,10 @@ def _found(
         rank_deficiency=point.spectrum.rank_deficiency,
         weakly_active=settled.weakly_active,
     )
-    return Found(point.z, settled.active, report, point.factors)
+    factors = point.factors
+    if isinstance(factors, KKTFactors):
+        factors = factors.for_solves
+    return Found(point.z, settled.active, report, factors)
 
 
 def _first(*cases: tuple[Status, Bool[Array, ""]]) -> Int[Array, ""]:

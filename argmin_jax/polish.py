@@ -55,7 +55,6 @@ class Newton(eqx.Module):
         z: Float[Array, " k"],
         active: Active | None = None,
         allowed: Bool[Array, ""] | bool = True,
-        keeps_factors: bool = True,
     ) -> Polished:
         """Newton's method from ``z`` with few factorisations, each used for several steps.
 
@@ -64,9 +63,6 @@ class Newton(eqx.Module):
         depend on the scaling of the residual), so the point is never thrown away. Where the
         Hessian has a negative eigenvalue no step is taken: Newton's method would be drawn to a
         saddle point; nor where it is not ``allowed``.
-
-        Matrices are a burden to a loop around this one, which has to carry them: without
-        ``keeps_factors`` the result has none.
         """
 
         def newton(carry: _State) -> _State:
@@ -84,37 +80,19 @@ class Newton(eqx.Module):
                 step=chord.step,
                 response=operator.mv(probe(z)),
                 spectrum=spectrum,
-                factors=kept_factors(self.linear_solver, state) if keeps_factors else None,
+                factors=kept_factors(self.linear_solver, state),
             )
             return _State(point, carry.count + 1, (chord.count > 0) & ~chord.finished)
 
-        blank = self.blank(z, active, keeps_factors)
-        start = _State(blank, jnp.array(0), jnp.array(True))
+        start = _State(self.blank(z, active), jnp.array(0), jnp.array(True))
         end = jax.lax.while_loop(
             lambda state: state.goes_on & (state.count < FACTORISATIONS), newton, start
         )
         return end.point
 
-    def at(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
-        """The point z as it is, with all that a factorisation there tells."""
-        operator, state, spectrum = self._factorise(z, active)
-        residual = self.conditions.residual(z, self.args, active)
-        return Polished(
-            z=z,
-            residual=residual,
-            step=-apply_factors(self.linear_solver, state, residual),
-            response=operator.mv(probe(z)),
-            spectrum=spectrum,
-            factors=kept_factors(self.linear_solver, state),
-        )
-
-    def blank(
-        self, z: Float[Array, " k"], active: Active | None = None, keeps_factors: bool = True
-    ) -> Polished:
+    def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
         zeros, unknown = jnp.zeros_like(z), unknown_spectrum(z.dtype)
-        if not keeps_factors:
-            return Polished(z, zeros, zeros, zeros, unknown, None)
 
         def factors():
             return kept_factors(self.linear_solver, self._factorise(z, active)[1])

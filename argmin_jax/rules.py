@@ -2,6 +2,7 @@
 `custom_jvp`, at its end."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Scalar
 
 from .forward import Found, Method, find
 from .implicit import root_jvp, root_vjp
+from .lanes import by_chunks
 from .linear_solve import state_from_factors
 from .optimality import Conditions
 from .problem import Equations, Problem
@@ -37,7 +39,7 @@ def _policy(setting: Setting, report: Report, status: Array) -> Scalar:
 
 def find_solution(setting: Setting, problem: Problem | Equations) -> Found:
     """Solves forward, outside of all differentiation, and applies the failure policy."""
-    found = _find_jitted(setting, jax.lax.stop_gradient(problem))
+    found = by_chunks(partial(_find_jitted, setting), jax.lax.stop_gradient(problem))
     offset = _policy(setting, found.report, found.report.status)
     return eqx.tree_at(lambda f: f.z, found, found.z + offset.astype(found.z.dtype))
 

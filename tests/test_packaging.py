@@ -27,19 +27,23 @@ ROOMS = {
     "triangular": set(),
     "factors": {"triangular"},
     "matrix_free": set(),
+    "lanes": set(),
     "linear_solve": {"structure", "factors", "matrix_free"},
     "implicit": {"linear_solve"},
-    "solvers": {"identity", "program", "problem", "structure", "optimality", "triangular"},
+    "solvers": {
+        "identity", "program", "problem", "structure", "optimality", "triangular", "factors",
+    },
     "report": {"optimality", "linear_solve"},
     "polish": {"program", "optimality", "linear_solve"},
     "constrained": {"program", "structure", "optimality", "factors", "polish"},
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
     "forward": {
-        "program", "problem", "structure", "optimality", "linear_solve", "solvers", "report",
-        "polish", "constrained", "certificate",
+        "program", "problem", "structure", "optimality", "factors", "linear_solve", "solvers",
+        "report", "polish", "constrained", "certificate",
     },
     "rules": {
-        "program", "problem", "optimality", "linear_solve", "implicit", "report", "forward",
+        "program", "problem", "optimality", "lanes", "linear_solve", "implicit", "report",
+        "forward",
     },
     "layer": {
         "program", "problem", "optimality", "linear_solve", "solvers", "report", "forward",

@@ -22,6 +22,7 @@ class NonlinearProgram(eqx.Module):
         lower: may hold -inf; equal to ``upper`` where an unknown is fixed.
         upper: may hold inf.
         constant: the derivatives that do not depend on y; None as long as nobody looked.
+        bounded: False promises that all bounds are infinite.
     """
 
     objective: Callable[[Float[Array, " n"]], Scalar]
@@ -30,6 +31,7 @@ class NonlinearProgram(eqx.Module):
     lower: Float[Array, " n"]
     upper: Float[Array, " n"]
     constant: Constant | None = None
+    bounded: bool = eqx.field(static=True, default=True)
 
     def rows(self, y: Float[Array, " n"]) -> Float[Array, " p+m"]:
         return jnp.concatenate([self.equalities(y), self.inequalities(y)]).astype(y.dtype)

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.lax.linalg import cholesky
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from .barrier import Point, errors
+from ..factors import if_needed
+from .barrier import Errors, Point, errors
 from .kkt_system import System, factorise_definite, solve, solve_once
+from .pivoting import Pivoted, has_few_rows, pivot
 from .scaled import ScaledProgram, Slopes
 
 PROGRESS = 0.9  # of the merit in a step; without it
@@ -59,11 +61,25 @@ class Predictor:
         self.scale, self.slopes = scaled.first_slopes(self.y)
 
     def run(self, max_steps: Int[Array, ""]) -> Ended:
+        """From where pivoting ended, if that is a solution, or else from a start of its own."""
+
         def goes_on(state: _State):
             given_up = (state.stalled >= STALLED) | (state.steps >= max_steps)
             return state.sound & (state.error > self.tolerance) & ~given_up
 
-        end = jax.lax.while_loop(goes_on, self.step, self.start())
+        if not has_few_rows(self.scaled):
+            start = self.start(jnp.zeros((), self.y.dtype))
+        else:
+            hessian = self.scale * self.curvature
+            tried = pivot(self.scaled, hessian, self.y, self.slopes, max_steps)
+            first = self.pivoted(tried)
+            start = if_needed(
+                ~(first.error <= self.tolerance),  # or NaN
+                lambda zero: self.start(zero, tried.count),
+                first,
+                self.y.dtype,
+            )
+        end = jax.lax.while_loop(goes_on, self.step, start)
         return Ended(
             point=end.point,
             pull=self.pull(end.point, end.slopes)[: self.scaled.n],
@@ -72,8 +88,14 @@ class Predictor:
             solved=end.sound & (end.error <= self.tolerance),
         )
 
-    def start(self) -> _State:
-        """The start that the solution of the first system makes.
+    def pivoted(self, tried: Pivoted) -> _State:
+        """Its end, where the products of complementarity are zero."""
+        slopes = self.scaled.slopes(tried.point.x, self.scale)
+        found = self.errors(tried.point, slopes)
+        return self.state(tried.point, slopes, found.linear, found.linear, tried.count)
+
+    def start(self, zero: Scalar, steps: Int[Array, ""] | int = 0) -> _State:
+        """The start that the solution of the first system makes; ``zero`` is that of `if_needed`.
 
         That is the solution of the program with |s|^2 / 2 added and the signs of s and its
         multipliers, which are -s, ignored: both are then lifted to be positive (Vandenberghe, The
@@ -82,7 +104,7 @@ class Predictor:
         n, bounds = self.scaled.n, self.bounds
         y, slack = self.y, jnp.zeros(self.scaled.m, self.y.dtype)
         bounded = (bounds.has_lower | bounds.has_upper).astype(y.dtype)
-        system = self.system(bounded)
+        system = self.system(bounded + zero)
         factors = factorise_definite(system)
         gradient = jnp.concatenate([self.slopes.gradient, slack])
         dx, rows = solve(system, factors, gradient, self.slopes.c)
@@ -95,14 +117,27 @@ class Predictor:
         point = self.scaled.inside(point)
         slopes = self.scaled.slopes(point.x, self.scale)
         error, merit = self.error_and_merit(point, slopes)
+        state = self.state(point, slopes, error, merit, steps)
+        # After the factorisation above, not beside it (see triangular.py).
+        convex = is_convex(self.curvature + 0 * factors.inverse[0, 0])
+        return eqx.tree_at(lambda s: s.sound, state, state.sound & convex & factors.sound)
+
+    def state(
+        self,
+        point: Point,
+        slopes: Slopes,
+        error: Scalar,
+        merit: Scalar,
+        steps: Int[Array, ""] | int,
+    ) -> _State:
         return _State(
             point=point,
             slopes=slopes,
             error=error,
             best=merit,
             stalled=jnp.array(0, jnp.int32),
-            sound=is_convex(self.curvature) & factors.sound & jnp.isfinite(error),
-            steps=jnp.array(0, jnp.int32),
+            sound=jnp.isfinite(error),
+            steps=jnp.array(steps, jnp.int32),
         )
 
     def step(self, state: _State) -> _State:
@@ -155,9 +190,12 @@ class Predictor:
         of_y = slopes.gradient + self.scaled.jacobian.T @ point.rows
         return jnp.concatenate([of_y, point.rows[self.scaled.p :]])
 
-    def error_and_merit(self, point: Point, slopes: Slopes) -> tuple[Scalar, Scalar]:
+    def errors(self, point: Point, slopes: Slopes) -> Errors:
         stationarity = self.pull(point, slopes) - point.lower + point.upper
-        found = errors(self.bounds, point, self.scaled.movable(stationarity), slopes.c)
+        return errors(self.bounds, point, self.scaled.movable(stationarity), slopes.c)
+
+    def error_and_merit(self, point: Point, slopes: Slopes) -> tuple[Scalar, Scalar]:
+        found = self.errors(point, slopes)
         merit = jnp.maximum(found.linear, self.bounds.average(point) / found.scale)
         return found.at(0.0, self.bounds), merit
 

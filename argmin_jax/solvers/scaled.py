@@ -58,7 +58,7 @@ class ScaledProgram:
         self.n = y.size
         self.p = jax.eval_shape(program.equalities, y).size
         self.m = jax.eval_shape(program.inequalities, y).size
-        self.program = program
+        self.program, self.bounded = program, program.bounded
         self.fixed = program.lower >= program.upper
         self.bounds = Bounds(program.lower, program.upper, self.m, relaxation)
         self.derivatives = Derivatives(program, y)

@@ -1,0 +1,79 @@
+"""Problems under vmap: solved chunk by chunk, so that a chunk's matrices stay in the caches.
+
+A batched program takes all its lanes through every operation before the next one. On a CPU their
+matrices then come from main memory every time, and all lanes go on until the slowest has ended. A
+GPU wants all lanes at once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import PyTree
+
+CHUNK_BYTES = 4 * 2**20  # of what its lanes are given and return, the factors included
+
+
+def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:
+    """``fn(problem)``; under `jax.vmap` on a CPU the lanes run in chunks, one after the other.
+
+    ``fn`` is not differentiated, and returns arrays.
+    """
+    arrays, static = eqx.partition(problem, eqx.is_array)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays)):
+        return fn(problem)
+
+    def solve(arrays):
+        return fn(eqx.combine(arrays, static))
+
+    batched = jax.custom_batching.custom_vmap(solve)
+
+    @batched.def_vmap
+    def rule(lanes: int, are_batched: list[PyTree], arrays: PyTree):
+        (is_batched,) = are_batched
+        own, shared = eqx.partition(arrays, is_batched)
+
+        def chunk(own):
+            return jax.vmap(lambda each: solve(eqx.combine(each, shared)))(own)
+
+        found = _mapped(chunk, own, lanes, _chunk_size(chunk, own, lanes))
+        return found, jax.tree.map(lambda _: True, found)
+
+    return batched(arrays)
+
+
+def _chunk_size(chunk: Callable, own: PyTree, lanes: int) -> int:
+    """Of chunks that are as equal as can be."""
+    if jax.default_backend() != "cpu":
+        return lanes
+    most = max(1, CHUNK_BYTES * lanes // _bytes((own, jax.eval_shape(chunk, own))))
+    return math.ceil(lanes / math.ceil(lanes / most))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _mapped(chunk: Callable, own: PyTree, lanes: int, size: int) -> Any:
+    """``chunk`` over all lanes; the last chunk begins sooner where it has too few."""
+    if size == lanes:
+        return chunk(own)
+
+    def step(index, found):
+        start = jnp.minimum(index * size, lanes - size)
+
+        def part(x):
+            return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+        def put(whole, new):
+            return jax.lax.dynamic_update_slice_in_dim(whole, new, start, 0)
+
+        return jax.tree.map(put, found, chunk(jax.tree.map(part, own)))
+
+    shapes = jax.eval_shape(chunk, own)
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.fori_loop(0, math.ceil(lanes / size), step, blank)

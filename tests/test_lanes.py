@@ -1,0 +1,85 @@
+"""Solves under vmap in chunks: lane by lane the same, however the lanes are divided."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from argmin_jax import Status, argmin, lanes, solve
+from argmin_jax.lanes import by_chunks
+
+LANES = 7
+DATA = np.random.default_rng(0).normal(size=(LANES, 4))
+SHARED = np.random.default_rng(1).normal(size=(3, 4))
+
+
+def objective(y, shift, matrix):
+    return jnp.sum(jnp.cosh(y - shift)) + jnp.sum((matrix @ y) ** 2)
+
+
+def solution(shift, matrix):
+    return argmin(objective, jnp.zeros(4), shift, matrix)
+
+
+def size_of_chunks(monkeypatch, count):
+    """At most ``count`` lanes in a chunk, whatever they take."""
+    monkeypatch.setattr(lanes, "_bytes", lambda tree: lanes.CHUNK_BYTES * LANES // count)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("count", [1, 3, LANES])
+def test_values_and_gradients_are_those_of_single_solves(monkeypatch, count):
+    """To rounding: batched products add up in another order."""
+    size_of_chunks(monkeypatch, count)
+
+    def loss(shift, matrix):
+        return jnp.sum(solution(shift, matrix) ** 3)
+
+    batched = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)), in_axes=(0, None)))
+    single = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    found = batched(DATA, SHARED)
+    for lane, shift in enumerate(DATA):
+        jax.tree.map(
+            lambda a, b, lane=lane: np.testing.assert_allclose(a[lane], b, rtol=1e-10, atol=1e-12),
+            found,
+            single(shift, SHARED),
+        )
+
+
+def test_each_lane_has_its_own_report(monkeypatch):
+    size_of_chunks(monkeypatch, 2)
+
+    def status(shift):
+        return solve(objective, jnp.zeros(4), shift, SHARED, on_failure="ignore").report.status
+
+    found = jax.vmap(status)(jnp.asarray(DATA).at[4].set(jnp.nan))
+    np.testing.assert_array_equal(found == Status.CONVERGED, np.arange(LANES) != 4)
+
+
+def test_nested_batches_are_those_of_one_batch(monkeypatch):
+    size_of_chunks(monkeypatch, 2)
+    inner = jax.vmap(solution, in_axes=(0, None))
+    matrices = jnp.stack([SHARED, 2 * SHARED])
+    nested = jax.jit(jax.vmap(inner, in_axes=(None, 0)))(DATA, matrices)
+    for matrix, found in zip(matrices, nested, strict=True):
+        np.testing.assert_allclose(found, inner(DATA, matrix), rtol=1e-10, atol=1e-12)
+
+
+def batches_seen(lanes: int) -> set[str]:
+    """The shapes of sines of a thousand numbers, solved for in so many lanes."""
+    program = jax.make_jaxpr(jax.vmap(lambda x: by_chunks(jnp.sin, x)))(jnp.zeros((lanes, 1_000)))
+    return set(re.findall(r"f64(\[[0-9,]*\]) = sin", str(program)))
+
+
+def test_lanes_are_divided_by_what_they_take():
+    """A thousand floats given and as many returned: 16 kB a lane."""
+    most = lanes.CHUNK_BYTES // 16_000
+    assert batches_seen(most) == {f"[{most},1000]"}
+    assert batches_seen(2 * most) == {f"[{most},1000]"}
+
+
+def test_accelerators_get_all_lanes_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert batches_seen(1_000) == {"[1000,1000]"}
