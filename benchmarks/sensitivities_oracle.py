@@ -179,10 +179,11 @@ class _Point:
         return max(np.max(np.abs(self.scaled_hessian)), np.max(forces)) or 1.0
 
     def force(self, multipliers: np.ndarray) -> float:
-        """The largest of the forces that balance; ``multipliers`` are those of the unit rows."""
+        """The largest of the forces that balance; ``multipliers`` are those of the unit rows.
+        Beside the force of a displacement of relative size one, smaller ones may be rounding."""
         pulls = np.abs(multipliers[:, None] * self.unit_rows)
         found = max(np.max(np.abs(self.size * self.gradient)), np.max(pulls, initial=0))
-        return found if found > 0 else 1.0
+        return max(found, SOLVED * self.stiffness)
 
     def least_squares(self, near: np.ndarray) -> np.ndarray:
         """The multipliers of the unit rows that balance the objective best."""
