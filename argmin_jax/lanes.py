@@ -11,6 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
@@ -26,16 +27,21 @@ def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:
     arrays, static = eqx.partition(problem, eqx.is_array)
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays)):
         return fn(problem)
+    traced, out = jax.make_jaxpr(lambda given: fn(eqx.combine(given, static)), return_shape=True)(
+        arrays
+    )
 
-    def solve(arrays):
-        return fn(eqx.combine(arrays, static))
+    def solve(given: tuple[list, PyTree]) -> PyTree:
+        closed_over, arrays = given
+        run = jex.jaxpr_as_fun(jex.ClosedJaxpr(traced.jaxpr, closed_over))
+        return jax.tree.unflatten(jax.tree.structure(out), run(*jax.tree.leaves(arrays)))
 
     batched = jax.custom_batching.custom_vmap(solve)
 
     @batched.def_vmap
-    def rule(lanes: int, are_batched: list[PyTree], arrays: PyTree):
+    def rule(lanes: int, are_batched: list[PyTree], given: PyTree):
         (is_batched,) = are_batched
-        own, shared = eqx.partition(arrays, is_batched)
+        own, shared = eqx.partition(given, is_batched)
 
         def chunk(own):
             return jax.vmap(lambda each: solve(eqx.combine(each, shared)))(own)
@@ -43,7 +49,8 @@ def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:
         found = _mapped(chunk, own, lanes, _chunk_size(chunk, own, lanes))
         return found, jax.tree.map(lambda _: True, found)
 
-    return batched(arrays)
+    # What a solver of the user's closes over may be traced, too.
+    return batched((jax.lax.stop_gradient(traced.consts), arrays))
 
 
 def _chunk_size(chunk: Callable, own: PyTree, lanes: int) -> int:

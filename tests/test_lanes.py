@@ -67,6 +67,21 @@ def test_nested_batches_are_those_of_one_batch(monkeypatch):
         np.testing.assert_allclose(found, inner(DATA, matrix), rtol=1e-10, atol=1e-12)
 
 
+def test_a_solver_may_close_over_what_differs_between_lanes(monkeypatch):
+    size_of_chunks(monkeypatch, 3)
+
+    def loss(shift):
+        found = argmin(
+            lambda y, s: jnp.sum((y - s) ** 2),
+            jnp.zeros(4),
+            shift,
+            solver=lambda objective, y0, s: shift + 0 * jnp.arange(4),
+        )
+        return jnp.sum(found**2)
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(loss)))(DATA), 2 * DATA, rtol=1e-12)
+
+
 def batches_seen(lanes: int) -> set[str]:
     """The shapes of sines of a thousand numbers, solved for in so many lanes."""
     program = jax.make_jaxpr(jax.vmap(lambda x: by_chunks(jnp.sin, x)))(jnp.zeros((lanes, 1_000)))
