@@ -63,6 +63,9 @@ class Newton(eqx.Module):
         depend on the scaling of the residual), so the point is never thrown away. Where the
         Hessian has a negative eigenvalue no step is taken: Newton's method would be drawn to a
         saddle point; nor where it is not ``allowed``.
+
+        The end is judged by a factorisation of K as it is there: another one is made unless K has
+        stayed the same to half of the digits, as a product with a vector in general position tells.
         """
 
         def newton(carry: _State) -> _State:
@@ -74,15 +77,20 @@ class Newton(eqx.Module):
                 return residual, -apply_factors(self.linear_solver, state, residual)
 
             chord = _chord_steps(z, residual_and_step, allowed & ~spectrum.indefinite)
+            direction = probe(chord.z)
+            response = self.conditions.jacobian(chord.z, self.args, active).mv(direction)
+            change = jnp.max(jnp.abs(response - operator.mv(direction)))
+            same = change <= jnp.finfo(z.dtype).eps ** 0.5 * jnp.max(jnp.abs(response))
             point = Polished(
                 z=chord.z,
                 residual=chord.residual,
                 step=chord.step,
-                response=operator.mv(probe(z)),
+                response=response,
                 spectrum=spectrum,
                 factors=kept_factors(self.linear_solver, state),
             )
-            return _State(point, carry.count + 1, (chord.count > 0) & ~chord.finished)
+            goes_on = (chord.count > 0) & ~(chord.finished & same)
+            return _State(point, carry.count + 1, goes_on)
 
         start = _State(self.blank(z, active), jnp.array(0), jnp.array(True))
         end = jax.lax.while_loop(

@@ -105,6 +105,23 @@ def test_saddle_is_found_without_the_matrix_too():
     assert -0.5 - 1e-9 <= report.curvature < 0
 
 
+@pytest.mark.parametrize("constraints", [{}, {"eq": lambda y: y[2:]}], ids=["free", "equality"])
+def test_a_saddle_that_the_polish_steps_onto_is_seen_though_the_hessian_was_positive_before(
+    constraints,
+):
+    """At (3, 0, 0) the Hessian is diag(1, 2, 2), and a single Newton step leads to the saddle at
+    the origin, where it is diag(1, -1, 2)."""
+    found = solve(
+        lambda y: y[0] ** 2 / 2 + (y[0] - 1) * y[1] ** 2 / 2 + y[2] ** 2,
+        jnp.zeros(3),
+        solver=lambda objective, y0: jnp.array([3.0, 0.0, 0.0]),
+        on_failure="ignore",
+        **constraints,
+    )
+    assert int(found.report.status) == Status.NOT_A_MINIMUM
+    np.testing.assert_allclose(found.report.curvature, -1, rtol=1e-12)
+
+
 @pytest.mark.parametrize("exponent", [2, 6, 10])
 def test_estimates_bound_the_errors_of_an_ill_conditioned_problem(exponent):
     """Closed form: y = b / scales, so that the gradient of sum(y) in b is 1 / scales."""
