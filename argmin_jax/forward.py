@@ -1,5 +1,6 @@
 """The way to a solution: run a solver, polish its point by Newton steps, judge the result."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,8 @@ from .constrained import (
     settle,
     settle_on_path,
 )
-from .factors import KKTFactors
+from .factors import KKTFactors, if_needed
+from .linear_solve import can_do_without
 from .optimality import (
     Active,
     Barrier,
@@ -35,13 +37,14 @@ from .polish import Newton, Polished
 from .problem import Equations, Problem
 from .report import Report, Status
 from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram
-from .structure import Constant, find_blocks
+from .structure import Constant, find_blocks, is_quadratic
 
 # A restartable solver is first asked for little: the polish, whose factorisation the backward
 # pass needs anyway, squares the error of a point that is nearly right. Only where that did not
 # suffice is it asked for more, in this many rounds.
 ROUNDS = 4
-LOOSEST = 1e-1
+LOOSEST = 1e-2
+SMALL = 0.01  # a share of the residual that is no sign of a push
 FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
 
 
@@ -100,7 +103,10 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     blocks = find_blocks(
         *problem.objective.with_structure(problem.start, problem.args), *problem.args.params
     )
-    newton = Newton(conditions, problem.args, method.linear_solver, lambda z, active: blocks)
+    sparing = not method.certified and can_do_without(method.linear_solver, blocks)
+    newton = Newton(
+        conditions, problem.args, method.linear_solver, lambda z, active: blocks, sparing
+    )
     tol, max_steps, minimiser = method.tol, method.max_steps, method.minimiser
 
     def attempt(y, tolerance, steps, round_):
@@ -113,11 +119,14 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     zero = jnp.array(0, jnp.int32)
     if minimiser.restartable:
         loosest = jnp.array(LOOSEST, y.dtype)
+        quadratic = is_quadratic(problem.objective, y, problem.args)
 
         def again(last: _Attempt) -> _Attempt:
             # From the loosest to a tenth of tol in equal ratios.
             share = last.round.astype(y.dtype) / (ROUNDS - 1)
             tolerance = loosest * (0.1 * tol / loosest) ** share
+            if quadratic:  # it asks nothing of the solver: the polish alone solves it
+                tolerance = jnp.where(last.round == 0, jnp.inf, tolerance)
             return attempt(last.polished.z, tolerance, last.steps, last.round)
 
         def unsolved(last: _Attempt):
@@ -130,12 +139,20 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         final = attempt(y, jnp.zeros((), y.dtype), zero, zero)
 
     point = final.polished
+    if sparing:
+
+        def by_factors(zero) -> Polished:
+            forming = dataclasses.replace(newton, sparing=False)
+            return dataclasses.replace(forming.polish(point.z + zero), factors=None)
+
+        settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)
+        point = if_needed(~settled, by_factors, point, y.dtype)
     value = problem.objective(point.z, problem.args)
     violations = _violations(point)
     finite = jnp.isfinite(value) & _is_finite(point)
     solved = finite & (violations.worst <= tol)
     status = _first(
-        (Status.UNBOUNDED, _is_far(point.z, problem.start) & ~solved),
+        (Status.UNBOUNDED, _is_far(point.z, problem.start) & ~(solved & ~_is_pushed_on(point))),
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
@@ -284,6 +301,15 @@ def _first(*cases: tuple[Status, Bool[Array, ""]]) -> Int[Array, ""]:
 
 def _is_finite(point: Polished) -> Bool[Array, ""]:
     return jnp.all(jnp.isfinite(point.residual)) & jnp.all(jnp.isfinite(point.response))
+
+
+def _is_pushed_on(point: Polished) -> Bool[Array, ""]:
+    """Whether a part of the residual lies along directions that are too flat, beside the steepest,
+    for K's factors to tell: it counts for nothing in the largest entry of the residual, though
+    along such directions the objective may fall for ever."""
+    left = jnp.abs(point.residual + point.reaction)
+    left_over = jnp.any(left > SMALL * jnp.abs(point.response))
+    return (point.spectrum.rank_deficiency != 0) & left_over
 
 
 def _is_far(y: Float[Array, " n"], start: Float[Array, " n"]) -> Bool[Array, ""]:

@@ -4,22 +4,39 @@ This room knows nothing of optimisation. A solver is ``init`` (factorise) / ``co
 / ``transpose``, so that one factorisation serves the polish, the report and the backward pass.
 """
 
-from functools import partial
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jax.lax.linalg import triangular_solve
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from .factors import GeneralFactors, KKTFactors, KKTMatrices, factorise_general, factorise_kkt
-from .matrix_free import smallest_ritz_value, solve_matrix_free, verdict
+from .factors import (
+    GeneralFactors,
+    KKTFactors,
+    KKTMatrices,
+    factorise_general,
+    factorise_kkt,
+    if_needed,
+)
+from .matrix_free import sign, solve_matrix_free, solve_roughly
 from .structure import Blocks, hessian_blocks
+from .symmetric import SymmetricFactors, factorise
 
 Structure = Blocks | KKTMatrices | None
 """What is known of a matrix beforehand: its diagonal blocks, or the parts of the KKT matrix."""
+
+# A matrix this near to a positive definite one, as `SymmetricFactors.deviation` measures it, is
+# taken to be so: one that is not passes for it with a probability of (0.8 * NEAR)**SAMPLES, 4e-7.
+SAMPLES = 8
+NEAR = 0.2
+
+# A larger one is not formed for `argmin`, if conjugate gradients do: they are faster from there on.
+FORMED_AT_ONCE = 128
+
+ROUGH = 1e-2  # the relative residual of a rough solution without factors
 
 
 class Spectrum(eqx.Module):
@@ -139,8 +156,9 @@ class Auto(lx.AbstractLinearSolver):
     than ``dense_limit**2`` numbers; the KKT matrix of a constrained problem comes in parts.
 
     Beyond, conjugate gradients on products with a positive semidefinite operator, or GMRES, whose
-    solution is refined once: a solve that did not converge, in its residual or in that correction,
-    is reported as a failure.
+    solution is refined: a solve that did not converge, in its residual or in its corrections, is
+    reported as a failure. `argmin` (not `solve`, whose report needs factors) tries conjugate
+    gradients from 129 unknowns on, and forms the matrix where they fail.
 
     Args:
         dense_limit: the largest number of unknowns at which the matrix is formed.
@@ -155,26 +173,47 @@ class Auto(lx.AbstractLinearSolver):
         if isinstance(known, KKTMatrices):
             return AutoState(operator, factorise_kkt(known))
         blocks = known or Blocks((operator.in_size(),))
-        if blocks.count * blocks.size**2 > self.dense_limit**2:
+        if not self.forms(blocks):
             return AutoState(operator, None)
         if lx.is_positive_semidefinite(operator):
             matrices = hessian_blocks(operator.mv, blocks, dtype)
             return AutoState(operator, factorise(matrices, blocks))
         return AutoState(operator, factorise_general(operator.as_matrix()))
 
+    def forms(self, blocks: Blocks) -> bool:
+        """Whether a matrix of these blocks is small enough to be formed."""
+        return blocks.count * blocks.size**2 <= self.dense_limit**2
+
     def compute(self, state: "AutoState", vector: Array, options: dict[str, Any]):
         del options
         if state.factors is None:
-            return solve_matrix_free(state.operator, vector)
+            return *self._by_products(state, vector), {}
         x, accurate = _refined(state.operator, state.factors, vector)
-        return x, verdict(accurate), {}
+        return x, _verdict(accurate), {}
+
+    @staticmethod
+    def _by_products(state: "AutoState", vector: Array) -> tuple[Array, lx.RESULTS]:
+        operator = state.operator
+        solution = solve_matrix_free(operator, jnp.where(state.singular, 0, vector))
+        if state.may_be_formed:
+            blocks = Blocks((vector.size,))
+
+            def by_factors(zero):
+                matrix = hessian_blocks(lambda v: operator.mv(v + zero), blocks, vector.dtype)
+                return _refined(operator, factorise(matrix, blocks), vector)
+
+            _, converged = solution
+            needed = ~converged | state.singular
+            solution = if_needed(needed, by_factors, solution, vector.dtype)
+        x, accurate = solution
+        return x, _verdict(accurate)
 
     def transpose(self, state: "AutoState", options: dict[str, Any]):
         if lx.is_symmetric(state.operator):
             return state, options
         factors = state.factors
         transposed = factors.T if isinstance(factors, GeneralFactors) else factors
-        return AutoState(state.operator.T, transposed), options
+        return dataclasses.replace(state, operator=state.operator.T, factors=transposed), options
 
     def conj(self, state: "AutoState", options: dict[str, Any]):
         return state, options
@@ -183,111 +222,33 @@ class Auto(lx.AbstractLinearSolver):
         return False
 
     def spectrum(self, state: "AutoState") -> Spectrum:
-        """Rank and sign from the factorisation; on the matrix-free path, the sign by Lanczos."""
+        """Rank and sign from the factorisation; on the matrix-free path, the sign by conjugate
+        gradients."""
         factors = state.factors
         if factors is not None:
             return Spectrum(factors.rank_deficiency, factors.indefinite, factors.curvature)
         unknown = unknown_spectrum(state.operator.out_structure().dtype)
         if not lx.is_positive_semidefinite(state.operator):
             return unknown
-        smallest, rounding = smallest_ritz_value(state.operator)
-        return Spectrum(unknown.rank_deficiency, smallest < -rounding, smallest)
-
-
-class SymmetricFactors(eqx.Module):
-    """The inverse of a block diagonal symmetric matrix: of each block by Cholesky where
-    `definite`, else by eigenvalues.
-
-    Solves have no branch, so that a batch may mix both kinds.
-    """
-
-    basis: Float[Array, "count size size"]  # the lower Cholesky factor or the eigenvectors
-    inverse_values: Float[Array, "count size"]  # of the eigenvalues; 0 for those that are zero
-    definite: Bool[Array, " count"]
-    indefinite: Bool[Array, ""]
-    curvature: Scalar  # the smallest eigenvalue where some were computed; NaN where all definite
-    rank_deficiency: Int[Array, ""]
-    blocks: Blocks = eqx.field(static=True)
-
-    def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
-        b = self.blocks.split(b)
-        if self.blocks.size == 1:
-            return self.blocks.join(self.inverse_values * b)
-        # In Lax's own words: `jax.scipy.linalg.cho_solve` copies the factor twice as often.
-        lower = partial(triangular_solve, self.basis, left_side=True, lower=True)
-        by_cholesky = lower(lower(b[:, :, None]), transpose_a=True)[:, :, 0]
-        coordinates = jnp.einsum("ki,kij->kj", b, self.basis)
-        by_eigenvalues = jnp.einsum("kij,kj->ki", self.basis, self.inverse_values * coordinates)
-        return self.blocks.join(jnp.where(self.definite[:, None], by_cholesky, by_eigenvalues))
+        found = sign(state.operator)
+        rank_deficiency = jnp.where(found.definite, 0, unknown.rank_deficiency)
+        return Spectrum(rank_deficiency, found.indefinite, found.bound)
 
 
 class AutoState(eqx.Module):
-    """The operator that a solution has to satisfy, and factors of it or of one close to it."""
+    """The operator that a solution has to satisfy, and factors of it or of one close to it.
+
+    Without factors, its matrix `may_be_formed` where conjugate gradients do not converge, or where
+    it is known to be singular: they would not find the solution of smallest norm.
+    """
 
     operator: lx.AbstractLinearOperator
     factors: "Factors | None"
+    may_be_formed: bool = eqx.field(static=True, default=False)
+    singular: Bool[Array, ""] | bool = False
 
 
 Factors = SymmetricFactors | GeneralFactors | KKTFactors
-
-
-def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> SymmetricFactors:
-    """Factors of symmetric blocks, by Cholesky where they are safely positive definite.
-
-    What counts as zero is measured on the whole matrix, not on each block.
-    """
-    rounding = blocks.size * float(jnp.finfo(matrices.dtype).eps)
-    diagonals = jnp.diagonal(matrices, axis1=1, axis2=2)
-    if blocks.size == 1:
-        basis, values = jnp.ones_like(matrices), diagonals
-        definite = jnp.zeros(blocks.count, bool)
-    else:
-        basis, values, definite = _decompose(matrices, diagonals, rounding)
-    largest = jnp.max(jnp.abs(jnp.where(definite[:, None], diagonals, values)))
-    null = ~definite[:, None] & (jnp.abs(values) <= rounding * largest)
-    return SymmetricFactors(
-        basis=basis,
-        inverse_values=jnp.where(null, 0, 1 / jnp.where(null, 1, values)),
-        definite=definite,
-        indefinite=jnp.any(~definite[:, None] & (values < -rounding * largest)),
-        # (The smallest of all is in a block that is not safely definite, if there is one.)
-        curvature=jnp.where(
-            jnp.all(definite),
-            jnp.nan,
-            jnp.min(jnp.where(null, 0, jnp.where(definite[:, None], jnp.inf, values))),
-        ),
-        rank_deficiency=jnp.sum(null).astype(jnp.int32),
-        blocks=blocks,
-    )
-
-
-def _decompose(matrices: Array, diagonals: Array, rounding: float) -> tuple[Array, Array, Array]:
-    """Basis, eigenvalues (1 where they are not needed) and which blocks are definite."""
-    # The transpose is the matrix itself, in the column order that LAPACK reads without a copy.
-    cholesky = jax.lax.linalg.cholesky(jnp.swapaxes(matrices, 1, 2), symmetrize_input=False)
-    # A pivot at rounding level beside its diagonal entry means that the sign of the smallest
-    # eigenvalue is not known. (The quotient does not depend on the units of the unknowns.)
-    pivots = jnp.diagonal(cholesky, axis1=1, axis2=2) ** 2
-    definite = jnp.all(pivots > 10 * rounding * diagonals, axis=1)
-    finite = jnp.all(jnp.isfinite(diagonals))
-
-    def eigen(carry):
-        count, _, _ = carry
-        # Adding the count, 0, keeps XLA from moving the decomposition, which is the same in
-        # every pass, out of the loop and so running it always.
-        values, vectors = jnp.linalg.eigh(matrices + count)
-        basis = jnp.where(definite[:, None, None], cholesky, vectors)
-        return count + 1, basis, jnp.where(definite[:, None], 1, values)
-
-    # A loop of at most one step rather than a cond: under vmap a cond runs both branches on
-    # every lane, while a loop that no lane needs does not run.
-    count = jnp.zeros((), matrices.dtype)
-    _, basis, values = jax.lax.while_loop(
-        lambda carry: ~jnp.all(definite) & finite & (carry[0] < 1),
-        eigen,
-        (count, cholesky, jnp.ones_like(diagonals)),
-    )
-    return basis, values, definite
 
 
 def spectrum_at(
@@ -326,8 +287,11 @@ def unknown_spectrum(dtype: Any) -> Spectrum:
 
 
 def apply_factors(linear_solver: lx.AbstractLinearSolver, state: Any, b: Array) -> Array:
-    """The plain product of b with the inverse that a solver's state holds, unrefined."""
-    if isinstance(state, AutoState) and state.factors is not None:
+    """The plain product of b with the inverse that a solver's state holds, unrefined; without
+    factors, to two digits: enough for a step of Newton's method, or for an estimate."""
+    if isinstance(state, AutoState):
+        if state.factors is None:
+            return rough_solution(state.operator, b)
         return state.factors.solve(b)
     return linear_solver.compute(state, b, {})[0]
 
@@ -339,6 +303,27 @@ def apply_kept_factors(linear_solver: lx.AbstractLinearSolver, factors: Any, b: 
     return linear_solver.compute(factors, b, {})[0]
 
 
+def rough_solution(
+    operator: lx.AbstractLinearOperator, b: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """To two digits: enough for a step of Newton's method, or for an estimate."""
+    return solve_roughly(operator, b, ROUGH, min(b.size, 10_000))
+
+
+def has_factors(linear_solver: lx.AbstractLinearSolver, structure: Structure, size: int) -> bool:
+    """Whether the solver makes factors of a matrix of that size, rather than products with it."""
+    if not isinstance(linear_solver, Auto) or isinstance(structure, KKTMatrices):
+        return True
+    return linear_solver.forms(structure or Blocks((size,)))
+
+
+def can_do_without(linear_solver: lx.AbstractLinearSolver, blocks: Blocks) -> bool:
+    """Whether conjugate gradients are worth a try before such a matrix is formed."""
+    size = blocks.count * blocks.size
+    is_auto = isinstance(linear_solver, Auto)
+    return is_auto and blocks.size > FORMED_AT_ONCE and linear_solver.forms(Blocks((size,)))
+
+
 def kept_factors(linear_solver: lx.AbstractLinearSolver, state: Any) -> Any:
     """The part of a state that consists of arrays alone and is worth keeping; None if none is."""
     if isinstance(linear_solver, Auto):
@@ -347,12 +332,40 @@ def kept_factors(linear_solver: lx.AbstractLinearSolver, state: Any) -> Any:
 
 
 def state_from_factors(
-    linear_solver: lx.AbstractLinearSolver, operator: lx.AbstractLinearOperator, factors: Any
+    linear_solver: lx.AbstractLinearSolver,
+    operator: lx.AbstractLinearOperator,
+    factors: Any,
+    singular: Bool[Array, ""] | bool = False,
 ) -> Any:
-    """A solver's state for ``operator`` from factors of a nearby one; None if there are none."""
-    if isinstance(linear_solver, Auto) and factors is not None:
-        return AutoState(operator, factors)
+    """A solver's state for ``operator``, which may be ``singular``, from factors of a nearby one;
+    None if it needs some and there are none."""
+    if isinstance(linear_solver, Auto):
+        small = linear_solver.forms(Blocks((operator.in_size(),)))
+        may_be_formed = factors is None and small and lx.is_positive_semidefinite(operator)
+        return AutoState(operator, factors, may_be_formed, may_be_formed & singular)
     return factors
+
+
+def comparison_vectors(state: Any, generic: Float[Array, " n"]) -> Float[Array, "count n"]:
+    """The vectors whose images under another operator `is_close` needs: some that suit the factors
+    in ``state``, or a ``generic`` one."""
+    if isinstance(state, AutoState) and isinstance(state.factors, SymmetricFactors):
+        return state.factors.samples(SAMPLES)
+    return generic[None]
+
+
+def is_close(
+    operator: lx.AbstractLinearOperator,
+    state: Any,
+    vectors: Float[Array, "count n"],
+    images: Float[Array, "count n"],
+) -> Bool[Array, ""]:
+    """Whether what the ``state`` for ``operator`` says of rank and sign holds of another operator,
+    too, whose ``images`` of the `comparison_vectors` are given."""
+    if isinstance(state, AutoState) and isinstance(state.factors, SymmetricFactors):
+        return state.factors.deviation(images) <= NEAR
+    change = jnp.max(jnp.abs(images[0] - operator.mv(vectors[0])))
+    return change <= jnp.finfo(images.dtype).eps ** 0.5 * jnp.max(jnp.abs(images))
 
 
 def _refined(
@@ -405,3 +418,8 @@ def _check_clips(rtol: float, atol: float) -> None:
     for name, clip in (("rtol", rtol), ("atol", atol)):
         if not clip >= 0:
             raise ValueError(f"{name} must not be negative; found {clip!r}.")
+
+
+def _verdict(accurate: Bool[Array, ""]) -> lx.RESULTS:
+    """Lineax's word for whether a solution can be used."""
+    return lx.RESULTS.where(accurate, lx.RESULTS.successful, lx.RESULTS.max_steps_reached)

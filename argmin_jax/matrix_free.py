@@ -1,70 +1,108 @@
-"""Linear systems and eigenvalues from products with an operator alone: memory of O(n)."""
+"""Linear systems, and the sign of a matrix, from products with an operator: memory of O(n)."""
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
-LANCZOS_STEPS = 16
+from .conjugate_gradients import conjugate_gradients
+
+ROUNDS = 20
+SIGN_STEPS = 200
+SEEN = 1e-3
 
 
-def solve_matrix_free(operator: lx.AbstractLinearOperator, b: Float[Array, " n"]):
-    """Conjugate gradients, or GMRES, refined once: the length of the correction tells how far off
-    the solution was.
+def solve_matrix_free(
+    operator: lx.AbstractLinearOperator, b: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """Conjugate gradients, or GMRES, to half of the digits and refined: the lengths of the
+    corrections tell how far off the solution is. Returns it, and whether it converged.
 
     The residual alone would not: at a condition number of 1e12 it can be at rounding level though
     the solution is wrong in its first digit.
     """
     eps = float(jnp.finfo(b.dtype).eps)
+
     limit = min(10 * b.size, 10_000)
-    solver: Any
+
+    def refine(at: _Refined) -> _Refined:
+        residual = b - operator.mv(at.x)
+        correction = solve_roughly(operator, residual, eps**0.5, limit)
+        length = jnp.linalg.norm(correction)
+        ratio = jnp.where(at.round == 0, 0.25, length / at.length)
+        x = jnp.where(ratio < 0.5, at.x + correction, at.x)
+        return _Refined(x, length, ratio, jnp.linalg.norm(residual), at.round + 1)
+
+    def goes_on(at: _Refined) -> Bool[Array, ""]:
+        # The next correction is that much shorter again.
+        worthwhile = at.length * at.ratio > 4 * eps * jnp.linalg.norm(at.x)
+        return (at.round == 0) | ((at.round < ROUNDS) & (at.ratio < 0.5) & worthwhile)
+
+    zero = jnp.zeros((), b.dtype)
+    end = jax.lax.while_loop(
+        goes_on, refine, _Refined(jnp.zeros_like(b), zero, zero, zero, jnp.array(0))
+    )
+    close = end.length * end.ratio <= eps**0.25 * jnp.linalg.norm(end.x)
+    solved = end.residual <= 10 * eps**0.5 * jnp.linalg.norm(b)
+    return end.x, close & solved
+
+
+class _Refined(eqx.Module):
+    x: Float[Array, " n"]
+    length: Scalar  # of the last correction
+    ratio: Scalar  # of the last two
+    residual: Scalar  # its length before the last correction
+    round: Int[Array, ""]
+
+
+def solve_roughly(
+    operator: lx.AbstractLinearOperator, b: Float[Array, " n"], tolerance: float, limit: int
+) -> Float[Array, " n"]:
+    """A solution whose residual is at most ``tolerance`` of b, if ``limit`` steps lead there. Of a
+    semidefinite operator, zero where negative curvature is met."""
+    size = jnp.max(jnp.abs(b))
+    scale = jnp.where(size > 0, size, 1)
+    scaled = b / scale
     if lx.is_positive_semidefinite(operator):
-        solver = lx.CG(rtol=0.0, atol=100 * eps, max_steps=limit)
-    else:
-        solver = lx.GMRES(rtol=0.0, atol=100 * eps, max_steps=limit, restart=min(b.size, 50))
-
-    def scaled(b):
-        size = jnp.max(jnp.abs(b))
-        scale = jnp.where(size > 0, size, 1)
-        x, _, stats = solver.compute(solver.init(operator, {}), b / scale, {})
-        return scale * x, stats
-
-    x, stats = scaled(b)
-    d, _ = scaled(b - operator.mv(x))
-    x = x + d
-    residual = jnp.max(jnp.abs(b - operator.mv(x)))
-    close = jnp.linalg.norm(d) <= eps**0.25 * jnp.linalg.norm(x)
-    return x, verdict(close & (residual <= eps**0.5 * jnp.max(jnp.abs(b)))), stats
+        target = tolerance**2 * (scaled @ scaled)
+        end = conjugate_gradients(operator.mv, scaled, target, limit)
+        return jnp.where(end.curvature < 0, 0, scale * end.x)
+    solver: Any = lx.GMRES(rtol=0.0, atol=tolerance, max_steps=limit, restart=min(b.size, 50))
+    return scale * solver.compute(solver.init(operator, {}), scaled, {})[0]
 
 
-def smallest_ritz_value(operator: lx.AbstractLinearOperator) -> tuple[Scalar, Scalar]:
-    """An upper bound of a symmetric operator's smallest eigenvalue, which comes close where that
-    stands out, and the size that rounding gives to a zero: by Lanczos' method (Golub & Van Loan,
-    Matrix Computations, 2013, algorithm 10.1.1) from a fixed random vector."""
+class Sign(eqx.Module):
+    """What is known of a symmetric operator's eigenvalues: whether all are positive or one is
+    negative, beyond rounding, and an upper bound of the smallest, a Rayleigh quotient."""
+
+    definite: Bool[Array, ""]
+    indefinite: Bool[Array, ""]
+    bound: Scalar
+
+
+def sign(operator: lx.AbstractLinearOperator) -> Sign:
+    """By conjugate gradients with a random right-hand side b.
+
+    As long as all curvature is positive, the residual is p(A) b with a polynomial p that is 1 at
+    zero and whose zeros are positive: along an eigenvector of an eigenvalue that is not positive it
+    is never shorter than b is. So where the iterations converge, b has no part longer than SEEN
+    along such a vector; it has a shorter one with about the probability SEEN. Where they do not, in
+    so many steps, no negative curvature was met: neither is known.
+    """
     struct = operator.in_structure()
-    steps = min(LANCZOS_STEPS, struct.size)
-    start = jax.random.normal(jax.random.key(0), struct.shape, struct.dtype)
-
-    def step(carry, _):
-        previous, v, beta = carry
-        w = operator.mv(v) - beta * previous
-        alpha = v @ w
-        w = w - alpha * v
-        length = jnp.linalg.norm(w)
-        # Where the vectors span an invariant subspace, what follows repeats zeros.
-        following = jnp.where(length > 0, w / jnp.where(length > 0, length, 1), 0)
-        return (v, following, length), (alpha, length)
-
-    first = (jnp.zeros_like(start), start / jnp.linalg.norm(start), jnp.zeros((), start.dtype))
-    _, (diagonal, beside) = jax.lax.scan(step, first, length=steps)
-    tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-    values = jnp.linalg.eigvalsh(tridiagonal)
-    rounding = 10 * steps * float(jnp.finfo(start.dtype).eps) * jnp.max(jnp.abs(values))
-    return values[0], rounding
-
-
-def verdict(accurate: Bool[Array, ""]) -> lx.RESULTS:
-    """Lineax's word for whether a solution can be used."""
-    return lx.RESULTS.where(accurate, lx.RESULTS.successful, lx.RESULTS.max_steps_reached)
+    b = jax.random.rademacher(jax.random.key(0), struct.shape, struct.dtype)
+    target = jnp.array(SEEN**2, b.dtype)
+    end = conjugate_gradients(operator.mv, b, target, SIGN_STEPS)
+    smallest, largest = end.pivots
+    last = end.curvature / (end.direction @ end.direction)
+    square = end.x @ end.x  # x is a step of inverse iteration from b
+    quotient = end.x @ (b - end.residual) / jnp.where(square > 0, square, jnp.nan)
+    rounding = 10 * jnp.finfo(b.dtype).eps * end.count * largest
+    return Sign(
+        definite=end.inside & (end.square <= target) & (smallest > rounding),
+        indefinite=~end.inside & (last < -rounding),
+        bound=jnp.where(end.inside, jnp.fmin(quotient, smallest), last),
+    )

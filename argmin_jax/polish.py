@@ -14,20 +14,27 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .linear_solve import (
+    AutoState,
     Spectrum,
     Structure,
     apply_factors,
+    comparison_vectors,
+    has_factors,
+    is_close,
     kept_factors,
+    rough_solution,
     spectrum_at,
     start_state,
     unknown_spectrum,
 )
+from .operators import Linearised
 from .optimality import Active, Conditions, probe
 from .program import Arguments
 
 FACTORISATIONS = 4
 CHORD_STEPS = 8
-FAST = 0.1  # a factorisation is used as long as each step is this much shorter than the last
+ACCEPTED = 0.5  # a step is kept if the next one is this much shorter
+FAST = 0.1  # a factorisation is used as long as it is this much
 
 
 class Polished(eqx.Module):
@@ -37,6 +44,7 @@ class Polished(eqx.Module):
     residual: Float[Array, " k"]
     step: Float[Array, " k"]  # the next Newton step: an estimate of z* - z
     response: Float[Array, " k"]  # K v, v = probe(z): the scale of the residual
+    reaction: Float[Array, " k"]  # K step: minus the residual, but along directions taken as null
     spectrum: Spectrum
     factors: Any  # arrays that the backward pass uses again, or None
 
@@ -49,6 +57,8 @@ class Newton(eqx.Module):
     linear_solver: lx.AbstractLinearSolver
     structure: Callable[[Float[Array, " k"], Any], Structure]
     """What is known of K at a point, with given active constraints."""
+    sparing: bool = eqx.field(static=True, default=False)
+    """Whether to make no factors, though the solver would."""
 
     def polish(
         self,
@@ -64,10 +74,14 @@ class Newton(eqx.Module):
         Hessian has a negative eigenvalue no step is taken: Newton's method would be drawn to a
         saddle point; nor where it is not ``allowed``.
 
-        The end is judged by a factorisation of K as it is there: another one is made unless K has
-        stayed the same to half of the digits, as a product with a vector in general position tells.
+        The end is judged by what K is there: another factorisation is made unless products with a
+        few vectors in general position tell that the last one still describes it.
         """
+        factors = has_factors(self.linear_solver, self.structure(z, active), z.size)
+        by = self._by_factors if factors and not self.sparing else self._by_products
+        return by(z, active, jnp.asarray(allowed))
 
+    def _by_factors(self, z, active, allowed) -> Polished:
         def newton(carry: _State) -> _State:
             z = carry.point.z
             operator, state, spectrum = self._factorise(z, active)
@@ -77,15 +91,17 @@ class Newton(eqx.Module):
                 return residual, -apply_factors(self.linear_solver, state, residual)
 
             chord = _chord_steps(z, residual_and_step, allowed & ~spectrum.indefinite)
-            direction = probe(chord.z)
-            response = self.conditions.jacobian(chord.z, self.args, active).mv(direction)
-            change = jnp.max(jnp.abs(response - operator.mv(direction)))
-            same = change <= jnp.finfo(z.dtype).eps ** 0.5 * jnp.max(jnp.abs(response))
+            there = self.conditions.jacobian(chord.z, self.args, active)
+            generic = probe(chord.z)
+            vectors = comparison_vectors(state, generic)
+            images = jax.vmap(there.mv)(jnp.stack([generic, chord.step, *vectors]))
+            same = is_close(operator, state, vectors, images[2:])
             point = Polished(
                 z=chord.z,
                 residual=chord.residual,
                 step=chord.step,
-                response=response,
+                response=images[0],
+                reaction=images[1],
                 spectrum=spectrum,
                 factors=kept_factors(self.linear_solver, state),
             )
@@ -98,16 +114,36 @@ class Newton(eqx.Module):
         )
         return end.point
 
+    def _by_products(self, z, active, allowed) -> Polished:
+        """With K at each point, as there are no factors to be used again. A step that meets
+        negative curvature is not taken, and its sign is looked at in the end."""
+
+        def residual_and_step(z):
+            residual, product = jax.linearize(
+                lambda z: self.conditions.residual(z, self.args, active), z
+            )
+            operator = Linearised(product, jax.eval_shape(lambda: z), self.conditions.tags)
+            return residual, -rough_solution(operator, residual)
+
+        chord = _chord_steps(z, residual_and_step, allowed, fast=ACCEPTED)
+        operator = lx.linearise(self.conditions.jacobian(chord.z, self.args, active))
+        spectrum = spectrum_at(self.linear_solver, operator, AutoState(operator, None), None)
+        response, reaction = jax.vmap(operator.mv)(jnp.stack([probe(chord.z), chord.step]))
+        return Polished(chord.z, chord.residual, chord.step, response, reaction, spectrum, None)
+
     def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
         zeros, unknown = jnp.zeros_like(z), unknown_spectrum(z.dtype)
+
+        if self.sparing:
+            return Polished(z, zeros, zeros, zeros, zeros, unknown, None)
 
         def factors():
             return kept_factors(self.linear_solver, self._factorise(z, active)[1])
 
         shapes = jax.eval_shape(factors)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return Polished(z, zeros, zeros, zeros, unknown, empty)
+        return Polished(z, zeros, zeros, zeros, zeros, unknown, empty)
 
     def _factorise(self, z, active) -> tuple[lx.AbstractLinearOperator, Any, Spectrum]:
         operator = lx.linearise(self.conditions.jacobian(z, self.args, active))
@@ -131,8 +167,10 @@ class _Chord(eqx.Module):
     finished: Bool[Array, ""]  # as near as rounding allows
 
 
-def _chord_steps(z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array, ""]) -> _Chord:
-    """Newton steps with one factorisation, while they shrink fast; ``evaluate(z)`` returns the
+def _chord_steps(
+    z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array, ""], fast: float = FAST
+) -> _Chord:
+    """Newton steps with one factorisation, while they shrink ``fast``; ``evaluate(z)`` returns the
     residual and the Newton step at z."""
     floor = 8 * jnp.finfo(z.dtype).eps
 
@@ -140,19 +178,19 @@ def _chord_steps(z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array,
         z = here.z + here.step
         residual, step = evaluate(z)
         ratio = _norm(step) / _norm(here.step)
-        accepted = ratio < 0.5  # False where it is NaN
+        accepted = ratio < ACCEPTED  # False where it is NaN
         # Short steps that shrank fast and then no longer do have reached the level of rounding;
         # longer ones, the limits of this factorisation.
         size = jnp.maximum(1, _norm(z))
         tiny = _norm(step) <= floor * size
         short = _norm(here.step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * size
-        finished = jnp.where(accepted, tiny, short & (here.ratio < FAST))
+        finished = jnp.where(accepted, tiny, short & (here.ratio < fast))
         there = _Chord(z, residual, step, here.count + 1, ratio, finished)
         kept = _Chord(here.z, here.residual, here.step, here.count, jnp.ones_like(ratio), finished)
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there, kept)
 
     def goes_on(here: _Chord):
-        return allowed & ~here.finished & (here.ratio < FAST) & (here.count < CHORD_STEPS)
+        return allowed & ~here.finished & (here.ratio < fast) & (here.count < CHORD_STEPS)
 
     residual, step = evaluate(z)
     tiny = _norm(step) <= floor * jnp.maximum(1, _norm(z))

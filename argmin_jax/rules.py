@@ -81,7 +81,8 @@ def _linearised(
     args = eqx.combine(floating, other)
     operator = conditions.jacobian(z, args, active)
     fixed = lx.linearise(conditions.jacobian(*jax.lax.stop_gradient((z, args, active))))
-    state = state_from_factors(setting.method.linear_solver, fixed, found.factors)
+    singular = found.report.rank_deficiency > 0
+    state = state_from_factors(setting.method.linear_solver, fixed, found.factors, singular)
     return residual, operator, state
 
 

@@ -102,6 +102,17 @@ def constant_derivatives(
     return Constant(jacobian(y), hessian(y) if _is_constant(hessian, y) else None)
 
 
+def is_quadratic(objective: Callable[..., Array], y: Array, *args: Any) -> bool:
+    """Whether the trace of a function of y shows that its Hessian is the same at every point."""
+
+    def product(y, *args):
+        return jax.jvp(jax.grad(lambda y: objective(y, *args)), (y,), (jnp.ones_like(y),))[1]
+
+    closed = jax.make_jaxpr(product)(y, *args)
+    _, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return not used[0]
+
+
 def jacobian_function(fn: Callable[[Array], Array], y: Array) -> Callable[[Array], Array]:
     """The Jacobian, in the mode that needs fewer passes."""
     return jax.jacrev(fn) if jax.eval_shape(fn, y).size < y.size else jax.jacfwd(fn)

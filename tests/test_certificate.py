@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from argmin_jax import Auto, Status, argmin, solve
+from argmin_jax import LBFGS, Auto, NewtonCG, Status, argmin, solve
 
 from .problems import assert_close, quadratic, random_spd
 
@@ -120,6 +120,21 @@ def test_a_saddle_that_the_polish_steps_onto_is_seen_though_the_hessian_was_posi
     )
     assert int(found.report.status) == Status.NOT_A_MINIMUM
     np.testing.assert_allclose(found.report.curvature, -1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [2, 4])
+@pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
+def test_a_fall_to_infinity_along_a_flat_direction_is_no_solution(solver, power):
+    """cosh(y0) - 1 + (y0 - c) y1^2 / 2 falls for ever as y1 grows and y0 = -log(y1^2) or so; its
+    gradient there, 1e26, is nothing beside its steepest curvature, 1e50."""
+    for c in (0.003, 1.0):
+        found = solve(
+            lambda y, c=c: jnp.cosh(y[0]) - 1 + (y[0] - c) * y[1] ** 2 / 2 + y[2] ** power,
+            jnp.array([3.0, 0.0, 1.0]),
+            solver=solver,
+            on_failure="ignore",
+        )
+        assert int(found.report.status) in (Status.UNBOUNDED, Status.NOT_A_MINIMUM)
 
 
 @pytest.mark.parametrize("exponent", [2, 6, 10])

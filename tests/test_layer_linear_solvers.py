@@ -62,14 +62,24 @@ def test_condition_number_of_1e10_gives_a_right_gradient():
     assert_close(gradient, jnp.linalg.solve(matrix, jnp.ones(20)), 1e-5)  # eps * 1e10
 
 
-def test_jacobian_of_the_minimiser_costs_one_factorisation():
-    factorised = []
+FORMED: list[int] = []
 
-    class Counting(Auto):
-        def init(self, operator, options):
-            jax.debug.callback(lambda: factorised.append(1))
-            return super().init(operator, options)
 
+class Counting(Auto):
+    """Auto that counts the matrices that are formed when a program runs."""
+
+    def init(self, operator, options):
+        jax.debug.callback(lambda: FORMED.append(1))
+        return super().init(operator, options)
+
+
+@pytest.fixture
+def formed():
+    FORMED.clear()
+    return FORMED
+
+
+def test_jacobian_of_the_minimiser_costs_one_factorisation(formed):
     matrix, b = random_spd(7, 8), jnp.ones(8)
 
     def minimiser(b):
@@ -77,4 +87,65 @@ def test_jacobian_of_the_minimiser_costs_one_factorisation():
 
     assert_close(jax.jacrev(minimiser)(b), jnp.linalg.inv(matrix), 1e-10)
     jax.effects_barrier()
-    assert len(factorised) == 1
+    assert len(formed) == 1
+
+
+# From 129 unknowns on, argmin tries conjugate gradients first.
+
+MANY = 150
+
+
+def gradient_of_sum(matrix, b, **options):
+    def loss(b):
+        return jnp.sum(argmin(quadratic, jnp.zeros(len(b)), matrix, b, **options))
+
+    found = jax.grad(loss)(b)
+    jax.effects_barrier()
+    return found
+
+
+def test_many_unknowns_need_no_matrix_where_conjugate_gradients_converge(formed):
+    matrix, b = random_spd(11, MANY), jnp.arange(MANY, dtype=float)
+    gradient = gradient_of_sum(matrix, b, linear_solver=Counting())
+    assert_close(gradient, jnp.linalg.solve(matrix, jnp.ones(MANY)), 1e-12)
+    assert formed == []
+
+
+def test_many_unknowns_of_condition_number_1e10_get_the_matrix_and_a_right_gradient(formed):
+    matrix, b = random_spd(12, MANY, 1e10), jnp.ones(MANY)
+    gradient = gradient_of_sum(matrix, b, linear_solver=Counting())
+    assert_close(gradient, jnp.linalg.solve(matrix, jnp.ones(MANY)), 1e-5)  # eps * 1e10
+    assert formed
+
+
+@pytest.mark.parametrize("jacobian", [jax.jacrev, jax.jacfwd])
+def test_many_unknowns_with_flat_directions_have_the_derivative_of_smallest_norm(jacobian):
+    """Least squares of 100 equations for 150 unknowns: dy/db is the pseudo-inverse."""
+    rows = jnp.asarray(np.random.default_rng(13).normal(size=(100, MANY)))
+
+    def minimiser(b):
+        def objective(y, b):
+            return jnp.sum((rows @ y - b) ** 2)
+
+        return argmin(objective, jnp.zeros(MANY), b, forward_mode=jacobian is jax.jacfwd)
+
+    b = jnp.arange(100.0)
+    inverse = jnp.linalg.pinv(rows)
+    # The Hessian squares the condition number, about 10.
+    assert_close(minimiser(b), inverse @ b, 1e-10)
+    assert_close(jacobian(minimiser)(b), inverse, 1e-10)
+
+
+@pytest.mark.parametrize("negative", [-1.0, -1e-3, -1e-6])
+def test_a_saddle_of_many_unknowns_is_found_however_flat_it_is(negative):
+    values = jnp.linspace(1, 2, MANY).at[MANY // 2].set(negative)
+    basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (MANY, MANY)))[0]
+    with pytest.raises(ArgminError, match="NOT_A_MINIMUM"):
+        gradient_of_sum((basis * values[None]) @ basis.T, jnp.zeros(MANY))
+
+
+def test_lanes_of_many_unknowns_may_mix_definite_and_singular_matrices():
+    values = jnp.stack([jnp.linspace(1, 2, MANY), jnp.linspace(1, 2, MANY).at[:3].set(0)])
+    b = jnp.where(values > 0, 1.0, 0.0)
+    gradients = jax.vmap(lambda v, b: gradient_of_sum(jnp.diag(v), b))(values, b)
+    assert_close(gradients, jnp.where(values > 0, 1 / values, 0), 1e-12)

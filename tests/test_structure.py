@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import argmin_jax
-from argmin_jax.structure import Blocks, find_blocks, hessian_blocks
+from argmin_jax.structure import Blocks, find_blocks, hessian_blocks, is_quadratic
 
 from .problems import assert_close, regression, ridge, ridge_solution
 
@@ -185,3 +185,35 @@ def test_the_ridge_solution_by_blocks_is_that_of_the_normal_equations():
     x, t = regression(2, 12, 4, outputs=3)
     found = argmin_jax.argmin(ridge, jnp.zeros((4, 3)), x, t, jnp.zeros(()))
     assert_close(found, ridge_solution(x, t, jnp.zeros(())), 1e-12)
+
+
+QUADRATIC = {
+    "regression": lambda y: jnp.mean((DESIGN @ y - 1) ** 2) + jnp.sum(y**2),
+    "coupled": lambda y: jnp.vdot(y, MATRIX @ y.T) + jnp.sum(y),
+    "branch on a parameter": lambda y: jax.lax.cond(MATRIX[0, 0] > 0, jnp.sum, jnp.mean, y**2),
+}
+NOT_QUADRATIC = {
+    "quartic": lambda y: jnp.sum(y**4),
+    "huber": lambda y: jnp.sum(jnp.where(jnp.abs(y) < 1, y**2 / 2, jnp.abs(y) - 0.5)),
+    "regularised by an entropy": lambda y: jnp.sum(y**2) + jnp.sum(jax.nn.softplus(y)),
+}
+
+
+@pytest.mark.parametrize("name", [*QUADRATIC, *NOT_QUADRATIC])
+def test_the_trace_of_an_objective_tells_whether_its_hessian_is_constant(name):
+    assert is_quadratic((QUADRATIC | NOT_QUADRATIC)[name], MATRIX) == (name in QUADRATIC)
+
+
+def test_a_quadratic_takes_no_step_of_the_solver_and_one_with_kinks_as_many_as_it_needs():
+    """The Hessian of |y - 3| + y^2 / 2 is constant but for the kink: the minimum is at 1 from below
+    and, from above the kink, where a Newton step leads, to -1, beyond it."""
+
+    def kinked(y):
+        return jnp.sum(jnp.abs(y - 3) + y**2 / 2)
+
+    assert is_quadratic(kinked, jnp.zeros(2))
+    found = argmin_jax.solve(lambda y: jnp.sum((y - 2) ** 2), jnp.zeros(2))
+    assert int(found.report.steps) == 0
+    assert_close(found.y, jnp.full(2, 2.0), 1e-15)
+    found = argmin_jax.solve(kinked, jnp.full(2, 5.0))
+    assert_close(found.y, jnp.ones(2), 1e-12)

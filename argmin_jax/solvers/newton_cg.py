@@ -10,10 +10,10 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from ..conjugate_gradients import Product, conjugate_gradients
 from ..optimality import probe
 
 Function = Callable[[Float[Array, " n"]], tuple[Scalar, PyTree]]  # y -> (value, aux)
-Product = Callable[[Float[Array, " n"]], Float[Array, " n"]]  # v -> H v
 
 # The constants of Nocedal & Wright, algorithm 4.1, with the usual bounds on the ratio.
 ACCEPTED = 1e-4
@@ -296,19 +296,6 @@ def _off_the_ridge(
     return _Trial(trial.step + added, slope, trial.reduction, trial.full)
 
 
-class _Inner(eqx.Module):
-    """Conjugate gradients on H p = -g: p, the residual H p + g and the next direction."""
-
-    p: Float[Array, " n"]
-    residual: Float[Array, " n"]
-    direction: Float[Array, " n"]
-    square: Scalar  # of the residual's length
-    curvature: Scalar  # d'H d of the last direction tried
-    reduction: Scalar
-    count: Int[Array, ""]
-    inside: Bool[Array, ""]  # of the trust region, and of what numbers can hold
-
-
 def _truncated_newton(
     gradient: Float[Array, " n"],
     product: Product,
@@ -329,38 +316,18 @@ def _truncated_newton(
     # Methods for Linear and Nonlinear Equations, 1995, equation 6.20).
     target = jnp.maximum(forcing * _length(g), bound / (2 * scale)) ** 2
 
-    def goes_on(at: _Inner):
-        return at.inside & (at.count < max_steps) & (at.square > target)
-
-    def advance(at: _Inner) -> _Inner:
-        image = product(at.direction) / scale
-        curvature = at.direction @ image
-        length = at.square / _or_one(curvature)
-        p = at.p + length * at.direction
-        residual = at.residual + length * image
-        square = residual @ residual
-        inside = (curvature > 0) & (p @ p < radius**2) & jnp.isfinite(square)
-        direction = (square / at.square) * at.direction - residual
-        reduction = at.reduction + length * at.square / 2
-        there = _Inner(
-            p, residual, direction, square, curvature, reduction, at.count + 1, inside
-        )  # fmt: skip
-        left = eqx.tree_at(lambda a: (a.curvature, a.inside), at, (curvature, inside))
-        return _where(inside, there, left)
-
-    zero = jnp.zeros((), g.dtype)
-    start = _Inner(jnp.zeros_like(g), g, -g, g @ g, zero, zero, jnp.array(0), jnp.array(True))
-    end = jax.lax.while_loop(goes_on, advance, start)
+    b = -g
+    end = conjugate_gradients(lambda v: product(v) / scale, b, target, max_steps, radius)
 
     # Where the last direction led out, along it to the boundary: the positive root of
     # |p + t d| = radius, in the form without cancellation (p'd >= 0).
-    along, ahead = end.p @ end.direction, end.direction @ end.direction
-    room = jnp.maximum(radius**2 - end.p @ end.p, 0)
+    along, ahead = end.x @ end.direction, end.direction @ end.direction
+    room = jnp.maximum(radius**2 - end.x @ end.x, 0)
     t = room / _or_one(along + jnp.sqrt(along**2 + ahead * room))
     t = jnp.where(end.inside, 0, t)
     curvature = jnp.where(jnp.isfinite(end.curvature), end.curvature, 0)
-    step = end.p + t * end.direction
-    reduction = end.reduction + t * end.square - t**2 * curvature / 2
+    step = end.x + t * end.direction
+    reduction = end.x @ (b + end.residual) / 2 + t * end.square - t**2 * curvature / 2
     return _Trial(step, g @ step, reduction, end.square <= target)
 
 
