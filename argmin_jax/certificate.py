@@ -33,9 +33,11 @@ def certify(newton: Newton, point: Polished, active: Active | None, size: int) -
     """Estimates at a polished point; the first ``size`` entries of z are those of y."""
     operator = lx.linearise(newton.conditions.jacobian(point.z, newton.args, active))
     noise = _rounding(newton, operator, point, active)
-    y = point.z[:size]
-    lengths = [jnp.linalg.norm(d[:size]) for d in (point.step, noise)]
-    of_gradient, lost = gradient_error(newton, operator, point, point.step + noise, active, size)
+    y, step = point.z[:size], point.step
+    if newton.inexact(point.z, active):
+        step = -apply_factors(newton.linear_solver, _state(newton, operator, point), point.residual)
+    lengths = [jnp.linalg.norm(d[:size]) for d in (step, noise)]
+    of_gradient, lost = gradient_error(newton, operator, point, step + noise, active, size)
     # Along a direction that was dropped though the params push there, y is not known at all.
     of_rounding = jnp.where(lost, 1, jnp.finfo(y.dtype).eps) * jnp.linalg.norm(y)
     return Certificate(

@@ -43,7 +43,7 @@ from .structure import Constant, find_blocks, is_quadratic
 # pass needs anyway, squares the error of a point that is nearly right. Only where that did not
 # suffice is it asked for more, in this many rounds.
 ROUNDS = 4
-LOOSEST = 1e-2
+LOOSEST = 3e-3
 SMALL = 0.01  # a share of the residual that is no sign of a push
 FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
 
@@ -104,40 +104,16 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         *problem.objective.with_structure(problem.start, problem.args), *problem.args.params
     )
     sparing = not method.certified and can_do_without(method.linear_solver, blocks)
+    tol, start = method.tol, problem.start
     newton = Newton(
-        conditions, problem.args, method.linear_solver, lambda z, active: blocks, sparing
+        conditions,
+        problem.args,
+        method.linear_solver,
+        lambda z, active: blocks,
+        sparing=sparing,
+        constant=is_quadratic(problem.objective, start, problem.args),
     )
-    tol, max_steps, minimiser = method.tol, method.max_steps, method.minimiser
-
-    def attempt(y, tolerance, steps, round_):
-        response = conditions.jacobian(y, problem.args).mv(probe(y))
-        tolerance = tolerance * jnp.max(jnp.abs(response))
-        y, more = minimiser.run(problem, y, tolerance, max_steps - steps)
-        return _Attempt(newton.polish(y), jnp.where(more < 0, more, steps + more), round_ + 1)
-
-    y = problem.start
-    zero = jnp.array(0, jnp.int32)
-    if minimiser.restartable:
-        loosest = jnp.array(LOOSEST, y.dtype)
-        quadratic = is_quadratic(problem.objective, y, problem.args)
-
-        def again(last: _Attempt) -> _Attempt:
-            # From the loosest to a tenth of tol in equal ratios.
-            share = last.round.astype(y.dtype) / (ROUNDS - 1)
-            tolerance = loosest * (0.1 * tol / loosest) ** share
-            if quadratic:  # it asks nothing of the solver: the polish alone solves it
-                tolerance = jnp.where(last.round == 0, jnp.inf, tolerance)
-            return attempt(last.polished.z, tolerance, last.steps, last.round)
-
-        def unsolved(last: _Attempt):
-            return (last.round == 0) | (
-                ~_is_solved(last.polished, tol) & (last.round < ROUNDS) & (last.steps < max_steps)
-            )
-
-        final = jax.lax.while_loop(unsolved, again, _Attempt(newton.blank(y), zero, zero))
-    else:
-        final = attempt(y, jnp.zeros((), y.dtype), zero, zero)
-
+    final = _attempts(problem, newton, method)
     point = final.polished
     if sparing:
 
@@ -146,7 +122,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
             return dataclasses.replace(forming.polish(point.z + zero), factors=None)
 
         settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)
-        point = if_needed(~settled, by_factors, point, y.dtype)
+        point = if_needed(~settled, by_factors, point, start.dtype)
     value = problem.objective(point.z, problem.args)
     violations = _violations(point)
     finite = jnp.isfinite(value) & _is_finite(point)
@@ -156,10 +132,50 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
-        (Status.MAX_STEPS, final.steps >= max_steps),
+        (Status.MAX_STEPS, final.steps >= method.max_steps),
     )
     settled = Settled(point, None, jnp.array(0, jnp.int32), violations)
-    return _found(status, final.steps, newton, settled, method, y.size)
+    return _found(status, final.steps, newton, settled, method, start.size)
+
+
+def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
+    """The solver and the polish in turns: once, or until the point is a solution."""
+    start, tol, minimiser = problem.start, method.tol, method.minimiser
+    max_steps, none = method.max_steps, jnp.array(0, jnp.int32)
+
+    def run(y, tolerance, steps):
+        response = newton.conditions.jacobian(y, problem.args).mv(probe(y))
+        tolerance = tolerance * jnp.max(jnp.abs(response))
+        y, more = minimiser.run(problem, y, tolerance, max_steps - steps)
+        return y, jnp.where(more < 0, more, steps + more)
+
+    if not minimiser.restartable:
+        y, steps = run(start, jnp.zeros((), start.dtype), none)
+        return _Attempt(newton.polish(y), steps, none)
+
+    loosest = jnp.array(LOOSEST, start.dtype)
+
+    def again(last: _Attempt) -> _Attempt:
+        # From the loosest to a tenth of tol in equal ratios.
+        share = last.round.astype(start.dtype) / (ROUNDS - 1)
+        tolerance = loosest * (0.1 * tol / loosest) ** share
+        y, steps = last.polished.z, last.steps
+        if newton.constant:  # the polish alone solves it, as a rule
+
+            def ran(zero):
+                return run(y + zero, tolerance, steps)
+
+            y, steps = if_needed(last.round > 0, ran, (y, steps), start.dtype)
+        else:
+            y, steps = run(y, tolerance, steps)
+        return _Attempt(newton.polish(y), steps, last.round + 1)
+
+    def unsolved(last: _Attempt):
+        return (last.round == 0) | (
+            ~_is_solved(last.polished, tol) & (last.round < ROUNDS) & (last.steps < max_steps)
+        )
+
+    return jax.lax.while_loop(unsolved, again, _Attempt(newton.blank(start), none, none))
 
 
 def _is_solved(point: Polished, tol: float) -> Bool[Array, ""]:

@@ -29,14 +29,15 @@ Structure = Blocks | KKTMatrices | None
 """What is known of a matrix beforehand: its diagonal blocks, or the parts of the KKT matrix."""
 
 # A matrix this near to a positive definite one, as `SymmetricFactors.deviation` measures it, is
-# taken to be so: one that is not passes for it with a probability of (0.8 * NEAR)**SAMPLES, 4e-7.
-SAMPLES = 8
-NEAR = 0.2
+# taken to be so: one that is not passes for it if so many standard normal numbers are all smaller,
+# with a probability of 0.38**SAMPLES = 2e-7.
+SAMPLES = 16
+NEAR = 0.5
 
 # A larger one is not formed for `argmin`, if conjugate gradients do: they are faster from there on.
 FORMED_AT_ONCE = 128
 
-ROUGH = 1e-2  # the relative residual of a rough solution without factors
+ROUGH = 1e-2  # the relative residual of a rough solution
 
 
 class Spectrum(eqx.Module):
@@ -287,11 +288,8 @@ def unknown_spectrum(dtype: Any) -> Spectrum:
 
 
 def apply_factors(linear_solver: lx.AbstractLinearSolver, state: Any, b: Array) -> Array:
-    """The plain product of b with the inverse that a solver's state holds, unrefined; without
-    factors, to two digits: enough for a step of Newton's method, or for an estimate."""
-    if isinstance(state, AutoState):
-        if state.factors is None:
-            return rough_solution(state.operator, b)
+    """The plain product of b with the inverse that a solver's state holds, unrefined."""
+    if isinstance(state, AutoState) and state.factors is not None:
         return state.factors.solve(b)
     return linear_solver.compute(state, b, {})[0]
 
@@ -306,7 +304,7 @@ def apply_kept_factors(linear_solver: lx.AbstractLinearSolver, factors: Any, b: 
 def rough_solution(
     operator: lx.AbstractLinearOperator, b: Float[Array, " n"]
 ) -> Float[Array, " n"]:
-    """To two digits: enough for a step of Newton's method, or for an estimate."""
+    """One with a hundredth of the residual left: enough for a step of an inexact Newton method."""
     return solve_roughly(operator, b, ROUGH, min(b.size, 10_000))
 
 

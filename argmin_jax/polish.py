@@ -32,8 +32,8 @@ from .optimality import Active, Conditions, probe
 from .program import Arguments
 
 FACTORISATIONS = 4
-CHORD_STEPS = 8
-ACCEPTED = 0.5  # a step is kept if the next one is this much shorter
+STEPS = 16
+ACCEPTED = 0.5  # a step is kept if the next one, or the residual, is this much shorter
 FAST = 0.1  # a factorisation is used as long as it is this much
 
 
@@ -59,6 +59,8 @@ class Newton(eqx.Module):
     """What is known of K at a point, with given active constraints."""
     sparing: bool = eqx.field(static=True, default=False)
     """Whether to make no factors, though the solver would."""
+    constant: bool = eqx.field(static=True, default=False)
+    """Whether K is the same at every point."""
 
     def polish(
         self,
@@ -77,9 +79,13 @@ class Newton(eqx.Module):
         The end is judged by what K is there: another factorisation is made unless products with a
         few vectors in general position tell that the last one still describes it.
         """
-        factors = has_factors(self.linear_solver, self.structure(z, active), z.size)
-        by = self._by_factors if factors and not self.sparing else self._by_products
+        by = self._by_products if self.inexact(z, active) else self._by_factors
         return by(z, active, jnp.asarray(allowed))
+
+    def inexact(self, z: Float[Array, " k"], active: Active | None = None) -> bool:
+        """Whether steps are found by few products with K, without factors."""
+        factors = has_factors(self.linear_solver, self.structure(z, active), z.size)
+        return self.sparing or not factors
 
     def _by_factors(self, z, active, allowed) -> Polished:
         def newton(carry: _State) -> _State:
@@ -90,22 +96,22 @@ class Newton(eqx.Module):
                 residual = self.conditions.residual(z, self.args, active)
                 return residual, -apply_factors(self.linear_solver, state, residual)
 
-            chord = _chord_steps(z, residual_and_step, allowed & ~spectrum.indefinite)
-            there = self.conditions.jacobian(chord.z, self.args, active)
-            generic = probe(chord.z)
-            vectors = comparison_vectors(state, generic)
-            images = jax.vmap(there.mv)(jnp.stack([generic, chord.step, *vectors]))
-            same = is_close(operator, state, vectors, images[2:])
+            end = _steps(z, residual_and_step, allowed & ~spectrum.indefinite, exact=True)
+            there = self.conditions.jacobian(end.z, self.args, active)
+            generic = probe(end.z)
+            vectors = comparison_vectors(state, generic)[: 0 if self.constant else None]
+            images = jax.vmap(there.mv)(jnp.stack([generic, end.step, *vectors]))
+            same = self.constant or is_close(operator, state, vectors, images[2:])
             point = Polished(
-                z=chord.z,
-                residual=chord.residual,
-                step=chord.step,
+                z=end.z,
+                residual=end.residual,
+                step=end.step,
                 response=images[0],
                 reaction=images[1],
                 spectrum=spectrum,
                 factors=kept_factors(self.linear_solver, state),
             )
-            goes_on = (chord.count > 0) & ~(chord.finished & same)
+            goes_on = (end.count > 0) & ~(end.finished & same)
             return _State(point, carry.count + 1, goes_on)
 
         start = _State(self.blank(z, active), jnp.array(0), jnp.array(True))
@@ -125,11 +131,11 @@ class Newton(eqx.Module):
             operator = Linearised(product, jax.eval_shape(lambda: z), self.conditions.tags)
             return residual, -rough_solution(operator, residual)
 
-        chord = _chord_steps(z, residual_and_step, allowed, fast=ACCEPTED)
-        operator = lx.linearise(self.conditions.jacobian(chord.z, self.args, active))
+        end = _steps(z, residual_and_step, allowed, exact=False)
+        operator = lx.linearise(self.conditions.jacobian(end.z, self.args, active))
         spectrum = spectrum_at(self.linear_solver, operator, AutoState(operator, None), None)
-        response, reaction = jax.vmap(operator.mv)(jnp.stack([probe(chord.z), chord.step]))
-        return Polished(chord.z, chord.residual, chord.step, response, reaction, spectrum, None)
+        response, reaction = jax.vmap(operator.mv)(jnp.stack([probe(end.z), end.step]))
+        return Polished(end.z, end.residual, end.step, response, reaction, spectrum, None)
 
     def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
@@ -158,26 +164,32 @@ class _State(eqx.Module):
     goes_on: Bool[Array, ""]
 
 
-class _Chord(eqx.Module):
+class _Steps(eqx.Module):
     z: Float[Array, " k"]
     residual: Float[Array, " k"]
     step: Float[Array, " k"]
     count: Int[Array, ""]
-    ratio: Scalar  # the last two steps' lengths
+    ratio: Scalar  # of the last two steps' lengths, or residuals'
     finished: Bool[Array, ""]  # as near as rounding allows
 
 
-def _chord_steps(
-    z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array, ""], fast: float = FAST
-) -> _Chord:
-    """Newton steps with one factorisation, while they shrink ``fast``; ``evaluate(z)`` returns the
-    residual and the Newton step at z."""
-    floor = 8 * jnp.finfo(z.dtype).eps
+def _steps(
+    z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array, ""], exact: bool
+) -> _Steps:
+    """Newton steps while they shrink fast; ``evaluate(z)`` returns the residual and the step at z.
 
-    def advance(here: _Chord) -> _Chord:
+    Where the linear systems are solved ``exact``ly, with one K, the steps are compared; an inexact
+    step is as good as it makes the residual small (Dembo, Eisenstat & Steihaug, Inexact Newton
+    Methods, 1982, theorem 2.3), and its K is that of its own point.
+    """
+    floor = 8 * jnp.finfo(z.dtype).eps
+    fast = FAST if exact else ACCEPTED
+
+    def advance(here: _Steps) -> _Steps:
         z = here.z + here.step
         residual, step = evaluate(z)
-        ratio = _norm(step) / _norm(here.step)
+        compared = (step, here.step) if exact else (residual, here.residual)
+        ratio = _norm(compared[0]) / _norm(compared[1])
         accepted = ratio < ACCEPTED  # False where it is NaN
         # Short steps that shrank fast and then no longer do have reached the level of rounding;
         # longer ones, the limits of this factorisation.
@@ -185,16 +197,16 @@ def _chord_steps(
         tiny = _norm(step) <= floor * size
         short = _norm(here.step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * size
         finished = jnp.where(accepted, tiny, short & (here.ratio < fast))
-        there = _Chord(z, residual, step, here.count + 1, ratio, finished)
-        kept = _Chord(here.z, here.residual, here.step, here.count, jnp.ones_like(ratio), finished)
+        there = _Steps(z, residual, step, here.count + 1, ratio, finished)
+        kept = _Steps(here.z, here.residual, here.step, here.count, jnp.ones_like(ratio), finished)
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there, kept)
 
-    def goes_on(here: _Chord):
-        return allowed & ~here.finished & (here.ratio < fast) & (here.count < CHORD_STEPS)
+    def goes_on(here: _Steps):
+        return allowed & ~here.finished & (here.ratio < fast) & (here.count < STEPS)
 
     residual, step = evaluate(z)
     tiny = _norm(step) <= floor * jnp.maximum(1, _norm(z))
-    start = _Chord(z, residual, step, jnp.array(0), jnp.zeros((), z.dtype), tiny)
+    start = _Steps(z, residual, step, jnp.array(0), jnp.zeros((), z.dtype), tiny)
     return jax.lax.while_loop(goes_on, advance, start)
 
 

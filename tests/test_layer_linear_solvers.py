@@ -6,9 +6,9 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from argmin_jax import ArgminError, Auto, argmin
+from argmin_jax import LBFGS, ArgminError, Auto, NewtonCG, argmin
 
-from .problems import assert_close, quadratic, random_spd
+from .problems import assert_close, implicit_jacobian, quadratic, random_spd
 
 LINEAR_SOLVERS = {
     "AutoLinearSolver": lx.AutoLinearSolver(well_posed=True),
@@ -149,3 +149,29 @@ def test_lanes_of_many_unknowns_may_mix_definite_and_singular_matrices():
     b = jnp.where(values > 0, 1.0, 0.0)
     gradients = jax.vmap(lambda v, b: gradient_of_sum(jnp.diag(v), b))(values, b)
     assert_close(gradients, jnp.where(values > 0, 1 / values, 0), 1e-12)
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
+def test_without_the_matrix_gradients_in_curved_valleys_are_right(solver):
+    """The chained Rosenbrock function, with a Hessian of condition number 4,000: a residual that is
+    small enough for `tol` leaves an error of 1e-7, which is for the polish to remove."""
+    centres = 1 + 0.1 * jnp.asarray(np.random.default_rng(14).normal(size=(16, 19)))
+    start = jnp.where(jnp.arange(20) % 2 == 0, -1.2, 1.0)
+
+    def objective(y, centres):
+        return jnp.sum(100 * (y[1:] - y[:-1] ** 2) ** 2 + (centres - y[:-1]) ** 2)
+
+    def jacobian(centres):
+        def minimiser(centres):
+            options = {"solver": solver, "linear_solver": Auto(dense_limit=0)}
+            y = argmin(objective, start, centres, **options)
+            return y, y
+
+        return jax.jacrev(minimiser, has_aux=True)(centres)
+
+    found, y = jax.vmap(jacobian)(centres)
+    expected = jax.vmap(lambda y, c: implicit_jacobian(objective, y, c))(y, centres)
+    # y right to rounding times the condition number, and so is what is built upon it.
+    assert_close(found, expected, 1e-10)
+    gradients = jax.vmap(jax.grad(objective))(y, centres)
+    assert float(jnp.max(jnp.abs(gradients))) < 1e-10
