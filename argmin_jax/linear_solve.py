@@ -372,27 +372,39 @@ def _refined(
     """Iterative refinement with factors of a nearby matrix, as long as it contracts.
 
     Returns the solution and whether the last correction is small beside it. (In the least-squares
-    case the correction, unlike the residual, has no part in the null space.)
+    case the correction, unlike the residual, has no part in the null space.) With factors of K, the
+    iteration contracts in the norm of K, sqrt(d'K d) = sqrt(d'r), whatever the units of x are;
+    where that is none, lengths are compared by twos, as a single one may grow.
     """
     eps = jnp.finfo(b.dtype).eps
 
-    def correction(x):
-        return factors.solve(b - operator.mv(x))
+    def corrected(residual):
+        d = factors.solve(residual)
+        by_energy = isinstance(factors, SymmetricFactors)
+        return d, jnp.sqrt(jnp.abs(d @ residual)) if by_energy else jnp.linalg.norm(d)
 
-    def keeps_contracting(carry):
-        x, d, size, k = carry
-        length = jnp.linalg.norm(d)
-        return (k < 20) & (length < 0.5 * size) & (length > 4 * eps * jnp.linalg.norm(x))
+    def keeps_contracting(at: _Refined):
+        worthwhile = jnp.linalg.norm(at.correction) > 4 * eps * jnp.linalg.norm(at.x)
+        return (at.count < 20) & (at.length < 0.5 * at.last_but_one) & worthwhile
 
-    def refine(carry):
-        x, d, _, k = carry
-        x = x + d
-        return x, correction(x), jnp.linalg.norm(d), k + 1
+    def refine(at: _Refined) -> _Refined:
+        x = at.x + at.correction
+        return _Refined(x, *corrected(b - operator.mv(x)), at.length, at.last, at.count + 1)
 
-    x = factors.solve(b)
-    start = (x, correction(x), jnp.linalg.norm(x), 0)
-    x, d, *_ = jax.lax.while_loop(keeps_contracting, refine, start)
-    return x, jnp.linalg.norm(d) <= eps**0.25 * jnp.linalg.norm(x)
+    infinite = jnp.array(jnp.inf, b.dtype)
+    start = _Refined(jnp.zeros_like(b), *corrected(b), infinite, infinite, jnp.array(0))
+    end = jax.lax.while_loop(keeps_contracting, refine, start)
+    accurate = jnp.linalg.norm(end.correction) <= eps**0.25 * jnp.linalg.norm(end.x)
+    return end.x, accurate
+
+
+class _Refined(eqx.Module):
+    x: Float[Array, " n"]
+    correction: Float[Array, " n"]
+    length: Scalar  # of the correction
+    last: Scalar
+    last_but_one: Scalar
+    count: Int[Array, ""]
 
 
 def _pseudo_inverse_product(svd, b: Array, rtol: float, atol: float) -> Array:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import make_regression
 
 from argmin_jax import SVD, Auto, solve_ls
+from argmin_jax.linear_solve import AutoState
 
 from .problems import assert_close, central_difference, random_spd
 
@@ -197,6 +198,29 @@ def test_conjugate_gradients_report_what_they_cannot_solve():
         residual = np.max(np.abs(matrix @ x - b)) / np.max(np.abs(b))
         assert not solved
         assert not residual <= 1e-8
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_factors_of_a_nearby_matrix_are_refined_though_the_units_hide_the_contraction(seed):
+    """K' = D (1 + E) D and K = D^2, with units D from 1e-2 to 1e2 and |E| = 0.3: in the norm of K a
+    correction is a third of the one before, in the Euclidean norm it may be longer."""
+    rng = np.random.default_rng(seed)
+    size = 6
+    change = rng.normal(size=(size, size))
+    change = change + change.T
+    change *= 0.3 / np.linalg.norm(change, 2)
+    units = np.geomspace(1e-2, 1e2, size)
+    nearby = jnp.asarray(np.diag(units**2))
+    matrix = jnp.asarray(units[:, None] * (np.eye(size) + change) * units)
+    b = jnp.asarray(rng.normal(size=size))
+    solver = Auto()
+    factors = solver.init(lx.MatrixLinearOperator(nearby, lx.positive_semidefinite_tag), {}).factors
+    operator = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
+    x, result, _ = solver.compute(AutoState(operator, factors), b, {})
+    assert result == lx.RESULTS.successful
+    # The error is measured in the units of each unknown.
+    assert_close(x * units, jnp.linalg.solve(matrix, b) * units, 1e-8)
 
 
 def test_zero_right_hand_side_has_the_solution_zero():
