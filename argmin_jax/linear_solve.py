@@ -158,8 +158,8 @@ class Auto(lx.AbstractLinearSolver):
 
     Beyond, conjugate gradients on products with a positive semidefinite operator, or GMRES, whose
     solution is refined: a solve that did not converge, in its residual or in its corrections, is
-    reported as a failure. `argmin` (not `solve`, whose report needs factors) tries conjugate
-    gradients from 129 unknowns on, and forms the matrix where they fail.
+    reported as a failure. On a CPU `argmin` (not `solve`, whose report needs factors) tries
+    conjugate gradients from 129 unknowns on, and forms the matrix where they fail.
 
     Args:
         dense_limit: the largest number of unknowns at which the matrix is formed.
@@ -316,10 +316,12 @@ def has_factors(linear_solver: lx.AbstractLinearSolver, structure: Structure, si
 
 
 def can_do_without(linear_solver: lx.AbstractLinearSolver, blocks: Blocks) -> bool:
-    """Whether conjugate gradients are worth a try before such a matrix is formed."""
+    """Whether conjugate gradients are worth a try before such a matrix is formed: on a CPU; a GPU
+    would rather have one large product than many small ones."""
+    if not isinstance(linear_solver, Auto) or jax.default_backend() != "cpu":
+        return False
     size = blocks.count * blocks.size
-    is_auto = isinstance(linear_solver, Auto)
-    return is_auto and blocks.size > FORMED_AT_ONCE and linear_solver.forms(Blocks((size,)))
+    return blocks.size > FORMED_AT_ONCE and linear_solver.forms(Blocks((size,)))
 
 
 def kept_factors(linear_solver: lx.AbstractLinearSolver, state: Any) -> Any:
