@@ -18,7 +18,7 @@ def of(matrix):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 12), decades=st.floats(0, 3))
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1, 5, 12]), decades=st.floats(0, 3))
 def test_a_definite_system_is_solved_and_its_pivots_lie_between_the_eigenvalues(
     seed, size, decades
 ):

@@ -25,7 +25,7 @@ def with_eigenvalues(seed: int, values) -> jnp.ndarray:
 @given(
     seed=st.integers(0, 10**6),
     negative=st.floats(1e-6, 10.0),
-    size=st.integers(2, 60),
+    size=st.sampled_from([2, 9, 60]),
 )
 def test_one_negative_eigenvalue_among_many_is_found_however_small_it_is(seed, negative, size):
     values = np.linspace(0.5, 2.0, size)
@@ -38,7 +38,7 @@ def test_one_negative_eigenvalue_among_many_is_found_however_small_it_is(seed, n
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 60), decades=st.floats(0, 4))
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1, 9, 60]), decades=st.floats(0, 4))
 def test_a_definite_matrix_is_proved_to_be_so(seed, size, decades):
     matrix = random_spd(seed, size, 10**decades)
     found = sign(semidefinite(matrix))
@@ -63,7 +63,7 @@ def test_a_matrix_too_ill_conditioned_for_so_many_steps_is_neither():
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 40), decades=st.floats(0, 6))
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1, 9, 40]), decades=st.floats(0, 6))
 def test_a_solution_that_is_said_to_be_one_is_right(seed, size, decades):
     matrix = random_spd(seed, size, 10**decades)
     b = jnp.asarray(np.random.default_rng(seed).normal(size=size))

@@ -31,8 +31,13 @@ def test_the_deviation_is_relative_whatever_the_units_of_the_unknowns():
     assert_close(deviation(matrix, 1.1 * matrix), deviation(scaled, 1.1 * scaled), 1e-6)
 
 
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.integers(2, 40), eigenvalue=st.floats(-1.0, 0.0))
+# Few sizes, as each is compiled anew.
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([2, 7, 40]),
+    eigenvalue=st.floats(-1.0, 0.0),
+)
 def test_a_matrix_that_is_not_positive_definite_deviates_by_more_than_is_tolerated(
     seed, size, eigenvalue
 ):
