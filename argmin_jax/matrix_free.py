@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .conjugate_gradients import conjugate_gradients
 
-ROUNDS = 20
-SIGN_STEPS = 200
-SEEN = 1e-3
+ROUNDS = 20  # of refinement
+SIGN_STEPS = 200  # products that the sign of an operator may cost
+SEEN = 1e-3  # the length from which on a part of the random vector is not missed
 
 
 def solve_matrix_free(

@@ -47,9 +47,8 @@ class SymmetricFactors(eqx.Module):
 
     def _triangular(self, b: Float[Array, "count size"], **how: bool) -> Array:
         # In Lax's own words: `jax.scipy.linalg.cho_solve` copies the factor twice as often.
-        return triangular_solve(self.basis, b[:, :, None], left_side=True, lower=True, **how)[
-            ..., 0
-        ]
+        x = triangular_solve(self.basis, b[:, :, None], left_side=True, lower=True, **how)
+        return x[:, :, 0]
 
     def samples(self, count: int) -> Float[Array, "count n"]:
         """Vectors v = L^-T w, the entries of w being independent and standard normal."""
