@@ -17,7 +17,7 @@ portfolio: $(STAMP) ## learn a portfolio through a constrained argmin; options: 
 	$(BIN)/python -m models.portfolio $(ARGS)
 
 test: $(STAMP) ## run the whole suite
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)
@@ -53,7 +53,7 @@ format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, runs and caches
-	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

@@ -34,7 +34,7 @@ def certify(newton: Newton, point: Polished, active: Active | None, size: int) -
     operator = lx.linearise(newton.conditions.jacobian(point.z, newton.args, active))
     noise = _rounding(newton, operator, point, active)
     y, step = point.z[:size], point.step
-    if newton.inexact(point.z, active):
+    if newton.inexact(point.z):
         step = -apply_factors(newton.linear_solver, _state(newton, operator, point), point.residual)
     lengths = [jnp.linalg.norm(d[:size]) for d in (step, noise)]
     of_gradient, lost = gradient_error(newton, operator, point, step + noise, active, size)

@@ -65,7 +65,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
 
     def advance(state: _State) -> _State:
         active = _unpack(conditions, state.active, args)
-        polished = newton.polish(start, active, allowed=~state.given_up)
+        polished = newton.polish(start, active, ~state.given_up, like=state.polished)
         polished = _without_inactive(conditions, polished, active)
         at = conditions.split(polished.z)
         violations, margins = measure(conditions, at, args, active, constant)

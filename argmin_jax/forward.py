@@ -109,7 +109,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         conditions,
         problem.args,
         method.linear_solver,
-        lambda z, active: blocks,
+        blocks=blocks,
         sparing=sparing,
         constant=is_quadratic(problem.objective, start, problem.args),
     )
@@ -168,7 +168,7 @@ def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
             y, steps = if_needed(last.round > 0, ran, (y, steps), start.dtype)
         else:
             y, steps = run(y, tolerance, steps)
-        return _Attempt(newton.polish(y), steps, last.round + 1)
+        return _Attempt(newton.polish(y, like=last.polished), steps, last.round + 1)
 
     def unsolved(last: _Attempt):
         return (last.round == 0) | (
@@ -198,7 +198,7 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         conditions,
         args,
         method.linear_solver,
-        lambda z, active: matrices(conditions, z, args, active, constant),
+        matrices=lambda z, active: matrices(conditions, z, args, active, constant),
     )
     if isinstance(minimiser, ConstrainedMinimiser):
         end = minimiser.run_program(program, start, jnp.array(method.tol, start.dtype), max_steps)
@@ -254,7 +254,7 @@ def _find_root(problem: Equations, conditions: Conditions, method: Method) -> Fo
         jnp.array(method.max_steps, jnp.int32),
     )
     z, steps = method.minimiser.run(problem, start, tolerance, max_steps)
-    newton = Newton(conditions, problem.args, method.linear_solver, lambda z, active: None)
+    newton = Newton(conditions, problem.args, method.linear_solver)
     point = newton.polish(z)
     violations = _violations(point)
     finite = _is_finite(point)

@@ -308,11 +308,9 @@ def rough_solution(
     return solve_roughly(operator, b, ROUGH, min(b.size, 10_000))
 
 
-def has_factors(linear_solver: lx.AbstractLinearSolver, structure: Structure, size: int) -> bool:
+def has_factors(linear_solver: lx.AbstractLinearSolver, blocks: Blocks | None, size: int) -> bool:
     """Whether the solver makes factors of a matrix of that size, rather than products with it."""
-    if not isinstance(linear_solver, Auto) or isinstance(structure, KKTMatrices):
-        return True
-    return linear_solver.forms(structure or Blocks((size,)))
+    return not isinstance(linear_solver, Auto) or linear_solver.forms(blocks or Blocks((size,)))
 
 
 def can_do_without(linear_solver: lx.AbstractLinearSolver, blocks: Blocks) -> bool:

@@ -4,6 +4,7 @@ The backward pass needs the factorisation anyway, and the length of the step tha
 more estimates the distance to the solution.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from .factors import KKTMatrices
 from .linear_solve import (
     AutoState,
     Spectrum,
@@ -30,6 +32,7 @@ from .linear_solve import (
 from .operators import Linearised
 from .optimality import Active, Conditions, probe
 from .program import Arguments
+from .structure import Blocks
 
 FACTORISATIONS = 4
 STEPS = 16
@@ -55,8 +58,10 @@ class Newton(eqx.Module):
     conditions: Conditions
     args: Arguments
     linear_solver: lx.AbstractLinearSolver
-    structure: Callable[[Float[Array, " k"], Any], Structure]
-    """What is known of K at a point, with given active constraints."""
+    blocks: Blocks | None = eqx.field(static=True, default=None)
+    """The diagonal blocks of K, if they are known."""
+    matrices: Callable[[Float[Array, " k"], Active], KKTMatrices] | None = None
+    """The parts of the KKT matrix at a point, where there are constraints."""
     sparing: bool = eqx.field(static=True, default=False)
     """Whether to make no factors, though the solver would."""
     constant: bool = eqx.field(static=True, default=False)
@@ -67,6 +72,7 @@ class Newton(eqx.Module):
         z: Float[Array, " k"],
         active: Active | None = None,
         allowed: Bool[Array, ""] | bool = True,
+        like: Polished | None = None,
     ) -> Polished:
         """Newton's method from ``z`` with few factorisations, each used for several steps.
 
@@ -78,16 +84,22 @@ class Newton(eqx.Module):
 
         The end is judged by what K is there: another factorisation is made unless products with a
         few vectors in general position tell that the last one still describes it.
+
+        ``like`` is any result for the same problem, which saves the work of finding its structure.
         """
-        by = self._by_products if self.inexact(z, active) else self._by_factors
-        return by(z, active, jnp.asarray(allowed))
+        allowed = jnp.asarray(allowed)
+        if self.inexact(z):
+            return self._by_products(z, active, allowed)
+        like = self.blank(z, active) if like is None else dataclasses.replace(like, z=z)
+        return self._by_factors(like, active, allowed)
 
-    def inexact(self, z: Float[Array, " k"], active: Active | None = None) -> bool:
+    def inexact(self, z: Float[Array, " k"]) -> bool:
         """Whether steps are found by few products with K, without factors."""
-        factors = has_factors(self.linear_solver, self.structure(z, active), z.size)
-        return self.sparing or not factors
+        if self.matrices is not None:
+            return False
+        return self.sparing or not has_factors(self.linear_solver, self.blocks, z.size)
 
-    def _by_factors(self, z, active, allowed) -> Polished:
+    def _by_factors(self, start: Polished, active, allowed) -> Polished:
         def newton(carry: _State) -> _State:
             z = carry.point.z
             operator, state, spectrum = self._factorise(z, active)
@@ -114,9 +126,10 @@ class Newton(eqx.Module):
             goes_on = (end.count > 0) & ~(end.finished & same)
             return _State(point, carry.count + 1, goes_on)
 
-        start = _State(self.blank(z, active), jnp.array(0), jnp.array(True))
         end = jax.lax.while_loop(
-            lambda state: state.goes_on & (state.count < FACTORISATIONS), newton, start
+            lambda state: state.goes_on & (state.count < FACTORISATIONS),
+            newton,
+            _State(start, jnp.array(0), jnp.array(True)),
         )
         return end.point
 
@@ -145,15 +158,20 @@ class Newton(eqx.Module):
             return Polished(z, zeros, zeros, zeros, zeros, unknown, None)
 
         def factors():
-            return kept_factors(self.linear_solver, self._factorise(z, active)[1])
+            unit = Linearised(lambda v: v, jax.eval_shape(lambda: z), self.conditions.tags)
+            state = start_state(self.linear_solver, unit, self._structure(z, active))
+            return kept_factors(self.linear_solver, state)
 
         shapes = jax.eval_shape(factors)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return Polished(z, zeros, zeros, zeros, zeros, unknown, empty)
 
+    def _structure(self, z, active) -> Structure:
+        return self.blocks if self.matrices is None else self.matrices(z, active)
+
     def _factorise(self, z, active) -> tuple[lx.AbstractLinearOperator, Any, Spectrum]:
         operator = lx.linearise(self.conditions.jacobian(z, self.args, active))
-        structure = self.structure(z, active)
+        structure = self._structure(z, active)
         state = start_state(self.linear_solver, operator, structure)
         return operator, state, spectrum_at(self.linear_solver, operator, state, structure)
 

@@ -122,9 +122,16 @@ class Program:
         self.jaxpr = jaxpr
         self.out = out  # of jax.ShapeDtypeStruct
 
+        # Jitted, so that JAX differentiates and batches it once, however often it is called.
+        @jax.jit
+        def run(closed_over: list[Array], leaves: list[Array]) -> list[Array]:
+            return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, closed_over))(*leaves)
+
+        self._run = run
+
     def __call__(self, closed_over: list[Array], *args: PyTree) -> PyTree:
-        run = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, closed_over))
-        return jax.tree.unflatten(jax.tree.structure(self.out), run(*jax.tree.leaves(args)))
+        found = self._run(closed_over, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(self.out), found)
 
 
 # Traced functions, by all that the trace depends on: the same function gives the same `Program`.

@@ -39,14 +39,19 @@ def _policy(setting: Setting, report: Report, status: Array) -> Scalar:
 
 def find_solution(setting: Setting, problem: Problem | Equations) -> Found:
     """Solves forward, outside of all differentiation, and applies the failure policy."""
-    found = by_chunks(partial(_find_jitted, setting), jax.lax.stop_gradient(problem))
+    solve = partial(_find_jitted, setting.conditions, setting.method)
+    found = by_chunks(solve, jax.lax.stop_gradient(problem))
     offset = _policy(setting, found.report, found.report.status)
     return eqx.tree_at(lambda f: f.z, found, found.z + offset.astype(found.z.dtype))
 
 
+# What follows is jitted by the parts of a setting that it depends on, so that another policy, say,
+# compiles nothing anew.
+
+
 @eqx.filter_jit
-def _find_jitted(setting: Setting, problem: Problem | Equations) -> Found:
-    return find(problem, setting.conditions, setting.method)
+def _find_jitted(conditions: Conditions, method: Method, problem: Problem | Equations) -> Found:
+    return find(problem, conditions, method)
 
 
 def solution_point(setting: Setting, found: Found, args: Arguments) -> Float[Array, " k"]:
@@ -70,10 +75,15 @@ def split(args: Arguments) -> tuple[Arguments, Arguments]:
 
 
 def _linearised(
-    setting: Setting, found: Found, z: Float[Array, " k"], floating, other
+    conditions: Conditions,
+    solver: lx.AbstractLinearSolver,
+    found: Found,
+    z: Float[Array, " k"],
+    floating,
+    other,
 ) -> tuple[Callable, lx.AbstractLinearOperator, Any]:
     """What `root_vjp` and `root_jvp` ask for: F, K at z, and the linear solver's state."""
-    conditions, active = setting.conditions, found.active
+    active = found.active
 
     def residual(z, floating):
         return conditions.residual(z, eqx.combine(floating, other), active)
@@ -82,7 +92,7 @@ def _linearised(
     operator = conditions.jacobian(z, args, active)
     fixed = lx.linearise(conditions.jacobian(*jax.lax.stop_gradient((z, args, active))))
     singular = found.report.rank_deficiency > 0
-    state = state_from_factors(setting.method.linear_solver, fixed, found.factors, singular)
+    state = state_from_factors(solver, fixed, found.factors, singular)
     return residual, operator, state
 
 
@@ -108,7 +118,8 @@ def _root_fwd(setting, found, floating, other):
 def _root_bwd(setting, saved, z_bar):
     z, found, floating, other = saved
     found = jax.lax.stop_gradient(found)
-    floating_bar, solved = _pull_back_jitted(setting, found, z, floating, other, z_bar)
+    conditions, solver = setting.conditions, setting.method.linear_solver
+    floating_bar, solved = _pull_back_jitted(conditions, solver, found, z, floating, other, z_bar)
     # The forward failure once more: a gradient that does not depend on z (of a linear objective,
     # say) would otherwise be computed without the forward pass, and so without its check.
     status = jnp.where(solved, Status.CONVERGED, Status.LINEAR_SOLVE_FAILED).astype(jnp.int32)
@@ -119,10 +130,17 @@ def _root_bwd(setting, saved, z_bar):
 
 
 @eqx.filter_jit
-def _pull_back_jitted(setting: Setting, found: Found, z, floating, other, z_bar):
-    residual, operator, state = _linearised(setting, found, z, floating, other)
-    solver = setting.method.linear_solver
-    if not setting.conditions.symmetric:
+def _pull_back_jitted(
+    conditions: Conditions,
+    solver: lx.AbstractLinearSolver,
+    found: Found,
+    z,
+    floating,
+    other,
+    z_bar,
+):
+    residual, operator, state = _linearised(conditions, solver, found, z, floating, other)
+    if not conditions.symmetric:
         operator = operator.T
         state = None if state is None else solver.transpose(state, {})[0]
     floating_bar, result = root_vjp(residual, z, floating, z_bar, operator, solver, state)
@@ -139,8 +157,10 @@ def _root_jvp(setting, primals, tangents):
 
 @eqx.filter_jit
 def _push_forward_jitted(setting: Setting, found: Found, z, floating, other, floating_dot):
-    residual, operator, state = _linearised(setting, found, z, floating, other)
     method = setting.method
+    residual, operator, state = _linearised(
+        setting.conditions, method.linear_solver, found, z, floating, other
+    )
     solver = Policed(method.linear_solver, setting.on_failure, method.tol, found.report)
     z_dot, _ = root_jvp(residual, z, floating, floating_dot, operator, solver, state)
     return z_dot

@@ -1,5 +1,7 @@
 """Constraints: solutions, multipliers and values, and the derivatives of all three."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -174,9 +176,9 @@ def test_all_second_order_nestings_agree_for_a_constrained_problem():
 
     p = jnp.array([0.9, 0.4])
     direction = jnp.array([1.0, -0.5])
-    expected = central_difference(jax.grad(loss), p, direction)
+    expected = central_difference(jax.jit(jax.grad(loss)), p, direction)
     for outer, inner in ((jax.jacfwd, jax.jacrev), (jax.jacrev, jax.jacfwd)):
-        assert_close(outer(inner(loss))(p) @ direction, expected, 1e-8)
+        assert_close(jax.jit(outer(inner(loss)))(p) @ direction, expected, 1e-8)
 
 
 def test_bounds_are_differentiable_and_may_hold_infinities():
@@ -209,38 +211,51 @@ def test_fixed_variables_follow_their_bound():
 
 def test_weakly_active_bound_is_counted_and_has_the_derivative_without_it():
     """min (y - p)^2 with y <= p: the bound holds, and pushes with no force."""
-    found = solve(lambda y, p: (y - p) ** 2, jnp.zeros(()), 1.0, bounds=(None, 1.0))
-    assert int(found.report.weakly_active) == 1
-    assert int(found.report.status) == Status.CONVERGED
-    slope = jax.grad(lambda p: argmin(lambda y: (y - p) ** 2, jnp.zeros(()), bounds=(None, 1.0)))
-    assert_close(slope(1.0), jnp.array(1.0), 1e-10)
-    strictly = solve(lambda y, p: (y - p) ** 2, jnp.zeros(()), 1.5, bounds=(None, 1.0))
-    assert int(strictly.report.weakly_active) == 0
-    assert_close(slope(1.5), jnp.array(0.0), 1e-10)
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def slope_and_report(p):
+        found = solve(lambda y, p: (y - p) ** 2, jnp.zeros(()), p, bounds=(None, 1.0))
+        return found.y, found.report
+
+    slope, report = slope_and_report(1.0)
+    assert int(report.weakly_active) == 1
+    assert int(report.status) == Status.CONVERGED
+    assert_close(slope, jnp.array(1.0), 1e-10)
+    slope, report = slope_and_report(1.5)
+    assert int(report.weakly_active) == 0
+    assert_close(slope, jnp.array(0.0), 1e-10)
 
 
 def test_constraint_that_is_given_twice_is_reported_and_the_gradient_right():
-    def twice(p):
-        return solve(distance, START, p, eq=lambda y, p: jnp.stack([sums_to_one(y)] * 2))
 
-    assert int(twice(P).report.rank_deficiency) == 1
-    assert_close(jax.jacrev(lambda p: twice(p).y)(P), jnp.eye(4) - 0.25, 1e-10)
+    @jax.jit
+    @partial(jax.jacrev, has_aux=True)
+    def slope_and_report(p):
+        found = solve(distance, START, p, eq=lambda y, p: jnp.stack([sums_to_one(y)] * 2))
+        return found.y, found.report
+
+    slope, report = slope_and_report(P)
+    assert int(report.rank_deficiency) == 1
+    assert_close(slope, jnp.eye(4) - 0.25, 1e-10)
 
 
 def test_vertex_of_a_linear_program_moves_with_its_constraints():
     """max y0 + y1 with y0 + 2 y1 <= a, 2 y0 + y1 <= b: the vertex ((2b - a)/3, (2a - b)/3)."""
 
-    def vertex(a, b):
-        return solve(
+    @jax.jit
+    @partial(jax.jacrev, argnums=(0, 1), has_aux=True)
+    def slopes_and_solution(a, b):
+        found = solve(
             lambda y: -jnp.sum(y), jnp.zeros(2), bounds=(0.0, None),
             ineq=lambda y: {"one": y[0] + 2 * y[1] - a, "other": 2 * y[0] + y[1] - b},
         )  # fmt: skip
+        return found.y, found
 
-    found = vertex(3.0, 3.3)
+    (of_a, of_b), found = slopes_and_solution(3.0, 3.3)
     assert_close(found.y, jnp.array([1.2, 0.9]), 1e-10)
     assert set(found.multipliers.ineq) == {"one", "other"}
     assert np.isinf(found.report.curvature)
-    of_a, of_b = jax.jacrev(lambda a, b: vertex(a, b).y, argnums=(0, 1))(3.0, 3.3)
     assert_close(of_a, jnp.array([-1 / 3, 2 / 3]), 1e-10)
     assert_close(of_b, jnp.array([2 / 3, -1 / 3]), 1e-10)
 
@@ -315,16 +330,20 @@ def test_problem_without_a_solution_is_named(case):
 
 
 def test_infeasible_lane_fails_alone():
-    def slope(upper):
-        return jax.grad(
-            lambda p: jnp.sum(
-                argmin(distance, START, p, eq=sums_to_one, bounds=(0.0, upper), on_failure="nan")
-            )
-        )(P)
 
-    slopes = jax.vmap(slope)(jnp.array([0.1, 0.5]))  # four times 0.1 is less than one
-    assert np.all(np.isnan(slopes[0]))
-    assert_close(slopes[1], slope(jnp.array(0.5)), 1e-12)
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def jacobian(p, upper):
+        def project(p):
+            bounds = (0.0, upper)
+            return argmin(distance, START, p, eq=sums_to_one, bounds=bounds, on_failure="nan")
+
+        return jax.jacrev(project)(p)
+
+    jacobians = jacobian(P, jnp.array([0.1, 0.9]))  # four times 0.1 is less than one
+    assert np.all(np.isnan(jacobians[0]))
+    mask = jnp.array([1.0, 1.0, 0.0, 1.0])  # the support of the projection on the simplex
+    assert_close(jacobians[1], jnp.diag(mask) - mask[:, None] * mask[None, :] / 3, 1e-12)
     with pytest.raises(ArgminError, match="INFEASIBLE"):
         argmin(distance, START, P, eq=sums_to_one, bounds=(0.0, 0.1))
 
