@@ -118,7 +118,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     if sparing:
 
         def by_factors(zero) -> Polished:
-            forming = dataclasses.replace(newton, sparing=False)
+            forming = dataclasses.replace(newton, sparing=False, skippable=True)
             return dataclasses.replace(forming.polish(point.z + zero), factors=None)
 
         settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)

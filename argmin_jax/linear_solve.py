@@ -177,7 +177,7 @@ class Auto(lx.AbstractLinearSolver):
         if not self.forms(blocks):
             return AutoState(operator, None)
         if lx.is_positive_semidefinite(operator):
-            matrices = hessian_blocks(operator.mv, blocks, dtype)
+            matrices = hessian_blocks(operator.mv, blocks, dtype, options.get("inside"))
             return AutoState(operator, factorise(matrices, blocks))
         return AutoState(operator, factorise_general(operator.as_matrix()))
 
@@ -200,7 +200,7 @@ class Auto(lx.AbstractLinearSolver):
             blocks = Blocks((vector.size,))
 
             def by_factors(zero):
-                matrix = hessian_blocks(lambda v: operator.mv(v + zero), blocks, vector.dtype)
+                matrix = hessian_blocks(operator.mv, blocks, vector.dtype, inside=zero)
                 return _refined(operator, factorise(matrix, blocks), vector)
 
             _, converged = solution
@@ -275,11 +275,12 @@ def start_state(
     linear_solver: lx.AbstractLinearSolver,
     operator: lx.AbstractLinearOperator,
     structure: Structure,
+    inside: Array | None = None,
 ) -> Any:
-    """A solver's state for ``operator``, of which ``structure`` is known."""
-    return linear_solver.init(
-        operator, {"structure": structure} if isinstance(linear_solver, Auto) else {}
-    )
+    """A solver's state for ``operator``, of which ``structure`` is known; ``inside`` is that of
+    `structure.hessian_blocks`."""
+    known = {"structure": structure, "inside": inside}
+    return linear_solver.init(operator, known if isinstance(linear_solver, Auto) else {})
 
 
 def unknown_spectrum(dtype: Any) -> Spectrum:

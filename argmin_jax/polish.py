@@ -66,6 +66,8 @@ class Newton(eqx.Module):
     """Whether to make no factors, though the solver would."""
     constant: bool = eqx.field(static=True, default=False)
     """Whether K is the same at every point."""
+    skippable: bool = eqx.field(static=True, default=False)
+    """Whether all of it is inside of a loop that may not run."""
 
     def polish(
         self,
@@ -172,7 +174,8 @@ class Newton(eqx.Module):
     def _factorise(self, z, active) -> tuple[lx.AbstractLinearOperator, Any, Spectrum]:
         operator = lx.linearise(self.conditions.jacobian(z, self.args, active))
         structure = self._structure(z, active)
-        state = start_state(self.linear_solver, operator, structure)
+        inside = z if self.skippable else None
+        state = start_state(self.linear_solver, operator, structure, inside)
         return operator, state, spectrum_at(self.linear_solver, operator, state, structure)
 
 

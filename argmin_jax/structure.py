@@ -332,13 +332,25 @@ _RULES: dict[str, Callable[[Any, list[_State]], _State]] = {
 
 
 def hessian_blocks(
-    product: Callable[[Float[Array, " n"]], Float[Array, " n"]], blocks: Blocks, dtype: Any
+    product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    blocks: Blocks,
+    dtype: Any,
+    inside: Array | None = None,
 ) -> Float[Array, "count size size"]:
-    """The diagonal blocks of a symmetric matrix from products with it, ``blocks.size`` of them."""
+    """The diagonal blocks of a symmetric matrix from products with it, ``blocks.size`` of them.
+
+    In a loop that may not run, ``inside`` is an array that changes in it. The unit vectors then
+    depend on it, in name only: else XLA would do what is the same in every pass, such as products
+    of them with constants, before the loop, and so always.
+    """
 
     def column(direction: Float[Array, " size"]) -> Float[Array, "count size"]:
         everywhere = jnp.broadcast_to(direction, (blocks.count, blocks.size))
         return blocks.split(product(blocks.join(everywhere)))
 
+    rows = columns = jnp.arange(blocks.size)
+    if inside is not None:
+        columns = rows + jnp.any(jnp.isnan(inside))
+    unit = (rows[:, None] == columns[None, :]).astype(dtype)
     # Rows of the result are columns of the matrix, which is symmetric.
-    return jax.vmap(column, out_axes=1)(jnp.eye(blocks.size, dtype=dtype))
+    return jax.vmap(column, out_axes=1)(unit)

@@ -136,6 +136,21 @@ def test_many_unknowns_with_flat_directions_have_the_derivative_of_smallest_norm
     assert_close(jacobian(minimiser)(b), inverse, 1e-10)
 
 
+@pytest.mark.parametrize("power", [2, 4], ids=["quadratic", "quartic"])
+def test_a_matrix_that_is_not_needed_costs_nothing(power):
+    """XLA moves what is the same in every pass out of a loop, even out of one that may not run."""
+
+    def chain(y, t):
+        return jnp.sum((y - t) ** 2 + (y - t) ** power) + jnp.sum(jnp.diff(y) ** 2)
+
+    def loss(t):
+        return jnp.sum(argmin(chain, jnp.zeros(MANY), t))
+
+    program = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones(MANY)).compile().as_text()
+    matrix, always = f"f64[{MANY},{MANY}]", program.index("ENTRY")
+    assert matrix in program[:always] and matrix not in program[always:]
+
+
 @pytest.mark.parametrize("negative", [-1.0, -1e-3, -1e-6])
 def test_a_saddle_of_many_unknowns_is_found_however_flat_it_is(negative):
     values = jnp.linspace(1, 2, MANY).at[MANY // 2].set(negative)
