@@ -51,24 +51,30 @@ def case_of(axis: str, size: int) -> Case:
 def measure(
     axis: str, sizes: Sequence[int], rounds: int, progress: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, Any]]:
-    """A row for each size and setting, from the smallest on; the settings take turns."""
+    """A row for each size and setting, from the smallest on; the settings take turns. One that
+    fails, if only in one lane, is lost: it has no time."""
     rows = []
     for size in sizes:
         case = case_of(axis, size)
-        programs = {}
+        programs, lost = {}, {}
         for name, (options, largest) in SETTINGS.items():
             if case.unknowns <= largest:
                 progress(f"{axis}: {size}: {name}")
                 programs[name] = compiled(ours(**options)(case, None), case)
-                programs[name].forward_backward()
+                try:
+                    programs[name].forward_backward()
+                except Exception as error:
+                    lost[name] = str(error).strip().splitlines()[-1]
+                    progress(f"lost: {lost[name]}")
         runs = {name: program.forward_backward for name, program in programs.items()}
-        seconds = interleave(runs, rounds)
+        seconds = interleave({name: run for name, run in runs.items() if name not in lost}, rounds)
         rows += [
             {
                 "axis": axis,
                 "size": size,
                 "setting": name,
-                "median_ms": median_ms(seconds[name]),
+                "median_ms": None if name in lost else median_ms(seconds[name]),
+                "lost": lost.get(name),
                 "memory_mb": program.memory_mb,
                 "copies": 1e6 * (program.memory_mb or 0) / case.start.nbytes,
                 "compile_s": program.compile_s,
@@ -78,13 +84,21 @@ def measure(
     return rows
 
 
-def exponent(rows: Sequence[dict[str, Any]], axis: str, setting: str, what: str) -> float | None:
-    """The slope of ``what`` against size, both logarithmic, over the large sizes."""
-    points = [
+def _points(
+    rows: Sequence[dict[str, Any]], axis: str, setting: str, what: str
+) -> list[tuple[int, float]]:
+    """Sizes and values, without what was lost."""
+    return [
         (row["size"], row[what])
         for row in rows
-        if row["axis"] == axis and row["setting"] == setting and row["size"] >= FITTED_FROM[axis]
+        if row["axis"] == axis and row["setting"] == setting and row[what] is not None
     ]
+
+
+def exponent(rows: Sequence[dict[str, Any]], axis: str, setting: str, what: str) -> float | None:
+    """The slope of ``what`` against size, both logarithmic, over the large sizes."""
+    least = FITTED_FROM[axis]
+    points = [point for point in _points(rows, axis, setting, what) if point[0] >= least]
     if len(points) < 2:
         return None
     sizes, values = np.log(np.array(points)).T
@@ -114,7 +128,7 @@ def section(results: dict[str, Any]) -> str:
             [
                 f"{row['size']:,}",
                 row["setting"],
-                f"{row['median_ms']:.3g}",
+                "lost" if row["median_ms"] is None else f"{row['median_ms']:.3g}",
                 f"{row['memory_mb']:.3g}",
                 f"{row['copies']:.0f}",
                 f"{row['compile_s']:.1f}",
@@ -123,6 +137,11 @@ def section(results: dict[str, Any]) -> str:
             if row["axis"] == axis
         ]
         parts.append(f"By {axis}:\n\n" + markdown_table(columns, cells, 2))
+        parts += [
+            f"{row['setting']} at {row['size']:,} {axis} was lost: {row['lost']}"
+            for row in rows
+            if row["axis"] == axis and row.get("lost")
+        ]
     packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return "\n\n".join([*parts, f"On {results['machine']}; {packages}."])
 
@@ -140,16 +159,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
         ):
             axes = panels[line][column]
             for setting in SETTINGS:
-                rows = [
-                    row
-                    for row in results["rows"]
-                    if row["axis"] == axis and row["setting"] == setting
-                ]
+                points = _points(results["rows"], axis, setting, what)
                 slope = exponent(results["rows"], axis, setting, what)
                 name = setting if slope is None else f"{setting} (exponent {slope:.2f})"
                 axes.loglog(
-                    [row["size"] for row in rows],
-                    [row[what] for row in rows],
+                    [size for size, _ in points],
+                    [value for _, value in points],
                     "o-",
                     color=COLOURS[setting],
                     markersize=3,

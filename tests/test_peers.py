@@ -4,6 +4,7 @@ import sys
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -172,6 +173,20 @@ def test_the_exponent_is_the_slope_of_the_large_sizes():
         1.5, abs=0.01
     )
     assert scaling.exponent(rows[:2], "unknowns", "default", "median_ms") is None
+
+
+def test_a_setting_that_fails_is_a_lost_row_and_the_others_are_measured(monkeypatch):
+    def diverging(objective, y0, *params):
+        return y0 * jnp.nan
+
+    settings = {"default": ({}, 10), "diverging": ({"solver": diverging}, 10)}
+    monkeypatch.setattr(scaling, "SETTINGS", settings)
+    right, lost = scaling.measure("unknowns", (10,), 1)
+    assert right["median_ms"] > 0 and right["lost"] is None
+    assert lost["median_ms"] is None and "NOT_FINITE" in lost["lost"]
+    versions = {"jax": "1"}
+    text = scaling.section({"rows": [right, lost], "machine": "here", "versions": versions})
+    assert "diverging at 10 unknowns was lost: " in text
 
 
 def test_the_pages_are_what_the_committed_results_give():
