@@ -37,7 +37,7 @@ ROOMS = {
         "conjugate_gradients",
     },
     "report": {"optimality", "linear_solve"},
-    "polish": {"program", "operators", "optimality", "linear_solve"},
+    "polish": {"program", "operators", "optimality", "structure", "factors", "linear_solve"},
     "constrained": {"program", "structure", "optimality", "factors", "polish"},
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
     "forward": {
