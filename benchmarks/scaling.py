@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import argmin_jax
-from argmin_jax import Auto, NewtonCG
+from argmin_jax import ArgminError, Auto, NewtonCG
 
 from .lbfgs_choice_page import markdown_table
 from .peers.contenders import ours
@@ -63,7 +63,7 @@ def measure(
                 programs[name] = compiled(ours(**options)(case, None), case)
                 try:
                     programs[name].forward_backward()
-                except Exception as error:
+                except (ArgminError, jax.errors.JaxRuntimeError) as error:
                     lost[name] = str(error).strip().splitlines()[-1]
                     progress(f"lost: {lost[name]}")
         runs = {name: program.forward_backward for name, program in programs.items()}

@@ -397,6 +397,14 @@ def test_failure_raises_with_status_residual_and_remedy(name):
     assert status.name in str(caught.value).splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", FAILURES)
+def test_failing_objective_by_itself_has_the_same_status(name):
+    """As a branch it hides what its own trace shows: a constant Hessian, or one of blocks."""
+    objective, start, p, status = FAILURES[name]
+    found = solve(objective, start, jnp.array(p), max_steps=12, on_failure="ignore")
+    assert Status(int(found.report.status)) is status
+
+
 def test_on_failure_nan_poisons_value_and_gradient_of_the_failed_lane_alone():
     def run(a):
         return argmin(lambda y, a: (y - 1) ** 2 + a * y**2, jnp.array(0.0), a, on_failure="nan")
