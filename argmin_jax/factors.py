@@ -15,7 +15,7 @@ from jax.lax.linalg import cholesky
 from jax.scipy.linalg import lu_solve
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .triangular import inverse_of_lower
+from .triangular import inverse_of_lower, times
 
 
 class GeneralFactors(eqx.Module):
@@ -119,14 +119,14 @@ class KKTFactors(eqx.Module):
         n, r = self.free.size, self.active.size
         top, middle, bottom = b[:n], b[n : n + r], b[n + r :]
         if not self.bounded:
-            y, scaled = self._reduced(top, self.active * middle / self.lengths)
+            y, scaled = self.inverse.solve(top, self.active * middle / self.lengths, self.size)
             return jnp.concatenate([y, self._multipliers(scaled, middle)])
         assert self.hessian is not None and self.fixed_rows is not None
         held = (1 - self.free) * bottom
         # The equations that are left, with rows of unit length.
         of_free = self.free * (top - self.hessian @ held)
         of_rows = self.active * (middle - self.fixed_rows @ held) / self.lengths
-        y, scaled = self._reduced(of_free, of_rows)
+        y, scaled = self.inverse.solve(of_free, of_rows, self.size)
         y = self.free * y + held
         multipliers = self._multipliers(scaled, middle)
         pull = self.hessian @ y + (self.active * multipliers) @ (
@@ -169,18 +169,6 @@ class KKTFactors(eqx.Module):
         """From those of rows of unit length; an inactive one is its right-hand side, negated."""
         return jnp.where(self.active > 0, scaled / self.lengths, -b)
 
-    def _reduced(self, a: Float[Array, " n"], b: Float[Array, " r"]) -> tuple[Array, Array]:
-        inverse, scaled = self.inverse, self.size * b
-        forward = inverse.primal @ (a + scaled @ self.rows)
-        multipliers = inverse.dual.T @ (inverse.dual @ (forward @ inverse.across - b))
-        y = inverse.primal.T @ (forward - inverse.across @ multipliers)
-        pseudo_y = inverse.primal @ a + inverse.across @ scaled
-        pseudo_multipliers = self.size * (a @ inverse.across + inverse.dual @ scaled)
-        return (
-            jnp.where(inverse.regular, y, pseudo_y),
-            jnp.where(inverse.regular, multipliers, pseudo_multipliers),
-        )
-
 
 class KKTInverse(eqx.Module):
     """L^-1, where L L^T = H + rho A^T A, L^-1 A^T, and T^-1, where T T^T is the Schur complement;
@@ -192,6 +180,24 @@ class KKTInverse(eqx.Module):
     regular: Bool[Array, ""]
     curvature: Float[Array, ""]  # on the null space of the active rows, if computed; else NaN
     rank_deficiency: Int[Array, ""]
+
+    def solve(
+        self, a: Float[Array, " n"], b: Float[Array, " r"], rho: Float[Array, ""]
+    ) -> tuple[Float[Array, " n"], Float[Array, " r"]]:
+        """y and multipliers for the right-hand sides of both rows of the matrix; ``rho`` is also
+        what scaled the rows of the bordered one."""
+        # Both kinds by the same products. Of the regular kind, the multipliers of the problem with
+        # rho A^T A added to its Hessian are those of the problem itself less rho b.
+        regular, scaled = self.regular, rho * b
+        forward = times(self.primal, a)
+        onto_rows = times(jnp.where(regular, forward, a), self.across)
+        seen = times(self.dual, jnp.where(regular, onto_rows - b, scaled))
+        multipliers = times(self.dual.T, seen)
+        y = forward + times(self.across, jnp.where(regular, -multipliers, scaled))
+        return (
+            jnp.where(regular, times(self.primal.T, y), y),
+            jnp.where(regular, multipliers + scaled, rho * (onto_rows + seen)),
+        )
 
 
 def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
@@ -211,12 +217,12 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     unit = jnp.where(constraining[:, None], rows * free[None, :] / lengths[:, None], 0)
 
     held = size * jnp.diag(1 - free)
-    augmented = projected + held + size * unit.T @ unit
+    augmented = projected + held + size * times(unit.T, unit)
     # The transpose is the matrix itself, in the order that LAPACK reads without a copy.
     lower = cholesky(augmented.T, symmetrize_input=False)
     primal = inverse_of_lower(lower)
-    across = primal @ unit.T
-    complement = across.T @ across + jnp.diag(1 - active) / size
+    across = times(primal, unit.T)
+    complement = times(across.T, across) + jnp.diag(1 - active) / size
     lower_dual = cholesky(complement.T, symmetrize_input=False)
     regular = _safe(lower, augmented, eps) & _safe(lower_dual, complement, eps)
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))

@@ -6,10 +6,14 @@ Algorithms, 2002, section 14.2: of a triangle this is about as accurate as subst
 """
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 from jax.lax.linalg import triangular_solve
 from jaxtyping import Array, Float
+
+# A product in full precision, which GPUs give float32 only if asked.
+times = partial(jnp.matmul, precision="highest")
 
 BLOCK = 32  # LAPACK inverts triangles up to this size; beyond, products of blocks are faster
 
@@ -23,7 +27,10 @@ def inverse_of_lower(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
     k = lower.shape[0]
     if k == 0:
         return lower
-    halvings = max(0, math.ceil(math.log2(k / BLOCK)))
+    if k <= BLOCK:
+        unit = jnp.eye(k, dtype=lower.dtype)
+        return triangular_solve(lower, unit, left_side=True, lower=True)
+    halvings = math.ceil(math.log2(k / BLOCK))
     b = -(-k // 2**halvings)
     size = b * 2**halvings
     padded = jnp.eye(size, dtype=lower.dtype).at[:k, :k].set(lower)
@@ -37,7 +44,7 @@ def inverse_of_lower(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
     while b < size:
         first, last = inverse[0::2], inverse[1::2]
         below = blocks(range(b, size, 2 * b), range(0, size, 2 * b))
-        below = -last @ (below @ first)
+        below = -times(last, times(below, first))
         upper_half = jnp.concatenate([first, jnp.zeros_like(first)], axis=2)
         inverse = jnp.concatenate([upper_half, jnp.concatenate([below, last], axis=2)], axis=1)
         b *= 2

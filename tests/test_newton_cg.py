@@ -91,8 +91,8 @@ def problems():
     history, future = rng.normal(size=(8, 20, 16)), rng.normal(size=(8, 10, 16))
     x, noise = regression(1, 500, 50)
     labels = x @ jnp.linspace(-1, 1, 50) + noise > 0
-    x_classes, _ = regression(2, 150, 30)
-    classes = jnp.asarray(rng.integers(0, 10, 150))
+    x_classes, _ = regression(2, 150, 12)
+    classes = jnp.asarray(rng.integers(0, 5, 150))
     x_scaled, errors = regression(3, 300, 40)
     x_scaled = x_scaled * jnp.linspace(1, 30, 40)[None]
     alternating = jnp.tile(BANANA_START, 10)
@@ -111,7 +111,7 @@ def problems():
         ),
         "softmax": (
             lambda w, log_lambda, *data: softmax(w, *data, log_lambda),
-            jnp.zeros((30, 10)),
+            jnp.zeros((12, 5)),
             jnp.array(-3.0),
             (x_classes, classes),
         ),

@@ -26,7 +26,7 @@ ROOMS = {
     "optimality": {"program", "operators"},
     "triangular": set(),
     "factors": {"triangular"},
-    "symmetric": {"structure"},
+    "symmetric": {"structure", "triangular"},
     "conjugate_gradients": set(),
     "matrix_free": {"conjugate_gradients"},
     "lanes": set(),
