@@ -1,4 +1,5 @@
-"""Problems whose solutions and derivatives are known in closed form or by dense algebra."""
+"""Problems whose solutions and derivatives are known in closed form or by dense algebra, and what
+several files ask of programs and numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,14 @@ def implicit_jacobian(objective: Callable, y: jax.Array, *params: Any) -> jax.Ar
 def central_difference(fn: Callable, x: jax.Array, direction: jax.Array, step: float = 1e-5):
     """The derivative of ``fn`` along ``direction``; its error is of the order of step^2."""
     return (fn(x + step * direction) - fn(x - step * direction)) / (2 * step)
+
+
+def compiled(fn: Callable, *args: Any) -> str:
+    """The text of a compiled program, by all of XLA's passes, as a user's program goes through."""
+    program = jax.jit(fn).lower(*args).compile(compiler_options={"xla_disable_hlo_passes": ""})
+    text = program.as_text()
+    assert text is not None
+    return text
 
 
 def assert_close(found: Any, expected: Any, relative: float) -> None:

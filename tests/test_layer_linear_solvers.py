@@ -8,7 +8,7 @@ import pytest
 
 from argmin_jax import LBFGS, ArgminError, Auto, NewtonCG, argmin
 
-from .problems import assert_close, implicit_jacobian, quadratic, random_spd
+from .problems import assert_close, compiled, implicit_jacobian, quadratic, random_spd
 
 LINEAR_SOLVERS = {
     "AutoLinearSolver": lx.AutoLinearSolver(well_posed=True),
@@ -146,7 +146,7 @@ def test_a_matrix_that_is_not_needed_costs_nothing(power):
     def loss(t):
         return jnp.sum(argmin(chain, jnp.zeros(MANY), t))
 
-    program = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones(MANY)).compile().as_text()
+    program = compiled(jax.value_and_grad(loss), jnp.ones(MANY))
     matrix, always = f"f64[{MANY},{MANY}]", program.index("ENTRY")
     assert matrix in program[:always] and matrix not in program[always:]
 
