@@ -139,7 +139,8 @@ def _spread(ratios: list[float]) -> str:
 
 def standings(results: dict[str, Any]) -> list[list[str]]:
     return [
-        standing(FAMILIES[key].title, found["rows"]) for key, found in results["families"].items()
+        standing(FAMILIES[key].title, found["rows"])
+        for key, found in sorted(results["families"].items())
     ]
 
 
@@ -150,7 +151,7 @@ def setting_of(found: dict[str, Any]) -> str:
 
 def show(results: dict[str, Any], console: Console) -> None:
     tables = [("Families", list(STANDING), standings(results))]
-    for key, found in results["families"].items():
+    for key, found in sorted(results["families"].items()):
         title = f"{key}. {FAMILIES[key].title}"
         tables.append((title, list(COLUMNS), family_cells(found["rows"])))
         console.print(f"{key}: {setting_of(found)}", *losses(found["rows"]), sep="\n")
