@@ -184,8 +184,8 @@ class KKTInverse(eqx.Module):
     def solve(
         self, a: Float[Array, " n"], b: Float[Array, " r"], rho: Float[Array, ""]
     ) -> tuple[Float[Array, " n"], Float[Array, " r"]]:
-        """y and multipliers for the right-hand sides of both rows of the matrix; ``rho`` is also
-        what scaled the rows of the bordered one."""
+        """y and the multipliers for the right-hand sides ``a`` and ``b`` of the two rows of the
+        matrix. The bordered matrix has its constraints times ``rho``, too."""
         # Both kinds by the same products. Of the regular kind, the multipliers of the problem with
         # rho A^T A added to its Hessian are those of the problem itself less rho b.
         regular, scaled = self.regular, rho * b
