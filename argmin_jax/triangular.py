@@ -33,14 +33,16 @@ def inverse_of_lower(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
     halvings = math.ceil(math.log2(k / BLOCK))
     b = -(-k // 2**halvings)
     size = b * 2**halvings
-    padded = jnp.eye(size, dtype=lower.dtype).at[:k, :k].set(lower)
+    padded = jnp.pad(lower, (0, size - k))
 
     def blocks(rows, columns):
         return jnp.stack([padded[i : i + b, j : j + b] for i, j in zip(rows, columns, strict=True)])
 
     at = range(0, size, b)
     unit = jnp.broadcast_to(jnp.eye(b, dtype=lower.dtype), (len(at), b, b))
-    inverse = triangular_solve(blocks(at, at), unit, left_side=True, lower=True)
+    beyond = jnp.reshape(jnp.arange(size) >= k, (len(at), b, 1))  # ones on the diagonal there
+    diagonal = blocks(at, at) + jnp.where(beyond, unit, 0)
+    inverse = triangular_solve(diagonal, unit, left_side=True, lower=True)
     while b < size:
         first, last = inverse[0::2], inverse[1::2]
         below = blocks(range(b, size, 2 * b), range(0, size, 2 * b))
