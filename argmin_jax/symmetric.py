@@ -104,7 +104,8 @@ def _decompose(matrices: Array, diagonals: Array, rounding: float) -> tuple[Arra
         return count + 1, basis, jnp.where(definite[:, None], 1, values)
 
     # A loop of at most one step rather than a cond: under vmap a cond runs both branches on
-    # every lane, while a loop that no lane needs does not run.
+    # every lane, while a loop that no lane needs does not run. It starts from the inverse, and so
+    # calls LAPACK after that, not beside it (see triangular.py).
     count = jnp.zeros((), matrices.dtype)
     _, basis, values = jax.lax.while_loop(
         lambda carry: ~jnp.all(definite) & finite & (carry[0] < 1),
