@@ -91,7 +91,8 @@ def argmin(
             broadcast), infinite or None; differentiable.
         solver: by default `LBFGS`, with constraints `InteriorPoint`. Or `NewtonCG`, an Optimistix
             minimiser, `Scipy`, `Jaxopt`; with constraints `Ipopt`; or a callable
-            ``(objective, y0, *params) -> y``.
+            ``(objective, y0, *params) -> y``. One with tolerances of its own may stop early, at
+            1e-3 say: Newton steps do the rest, or the point counts as not solved.
         linear_solver: `Auto`, `SVD`, or any Lineax solver that takes a positive semidefinite
             operator (with constraints, a symmetric one).
         tol: the scaled optimality residual (`Report.residual`, without unit) at which a

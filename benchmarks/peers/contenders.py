@@ -110,6 +110,7 @@ def optimistix_least_squares(case: Case, tolerance: Any) -> Minimise:
 
 
 DENSE = 2_000  # unknowns, beyond which a dense matrix of them does not fit
+EARLY = 1e-3  # a tolerance of Optimistix's from which the polish does the rest, as a rule
 
 MINIMISERS = {
     "argmin_jax": in_jax("argmin_jax", ours()),
@@ -117,6 +118,12 @@ MINIMISERS = {
     "argmin_jax, NewtonCG, matrix-free": in_jax(
         "argmin_jax",
         ours(solver=argmin_jax.NewtonCG(), linear_solver=argmin_jax.Auto(dense_limit=0)),
+    ),
+    "argmin_jax, Optimistix L-BFGS": in_jax(
+        "argmin_jax", ours(solver=optx.LBFGS(rtol=EARLY, atol=EARLY))
+    ),
+    "argmin_jax, Optimistix BFGS": in_jax(
+        "argmin_jax", ours(solver=optx.BFGS(rtol=EARLY, atol=EARLY)), largest=DENSE
     ),
     "JAXopt L-BFGS": in_jax("jaxopt", jaxopt_lbfgs, ladder=True),
     "Optimistix L-BFGS": in_jax("optimistix", optimistix(optx.LBFGS), ladder=True, largest=DENSE),

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     # A batch of LAPACK calls under vmap can stand still for ever on two cores otherwise (qpax).
     "NPROC": "8",
+    # Otherwise JAX's last words are about the traceback, and not about the error.
+    "JAX_TRACEBACK_FILTERING": "off",
 }
 
 
