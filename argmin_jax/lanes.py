@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 CHUNK_BYTES = 4 * 2**20  # of what its lanes are given and return, the factors included
+CHUNK_LANES = 128  # which wait for the slowest of them: 1,024 of Rosenbrock's take half as long
 
 
 def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:
@@ -57,7 +58,8 @@ def _chunk_size(chunk: Callable, own: PyTree, lanes: int) -> int:
     """Of chunks that are as equal as can be."""
     if jax.default_backend() != "cpu":
         return lanes
-    most = max(1, CHUNK_BYTES * lanes // _bytes((own, jax.eval_shape(chunk, own))))
+    fitting = CHUNK_BYTES * lanes // _bytes((own, jax.eval_shape(chunk, own)))
+    most = min(CHUNK_LANES, max(1, fitting))
     return math.ceil(lanes / math.ceil(lanes / most))
 
 

@@ -82,19 +82,25 @@ def test_a_solver_may_close_over_what_differs_between_lanes(monkeypatch):
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(loss)))(DATA), 2 * DATA, rtol=1e-12)
 
 
-def batches_seen(lanes: int) -> set[str]:
-    """The shapes of sines of a thousand numbers, solved for in so many lanes."""
-    program = jax.make_jaxpr(jax.vmap(lambda x: by_chunks(jnp.sin, x)))(jnp.zeros((lanes, 1_000)))
+def batches_seen(lanes: int, size: int) -> set[str]:
+    """The shapes of sines of ``size`` numbers, solved for in so many lanes."""
+    program = jax.make_jaxpr(jax.vmap(lambda x: by_chunks(jnp.sin, x)))(jnp.zeros((lanes, size)))
     return set(re.findall(r"f64(\[[0-9,]*\]) = sin", str(program)))
 
 
 def test_lanes_are_divided_by_what_they_take():
-    """A thousand floats given and as many returned: 16 kB a lane."""
-    most = lanes.CHUNK_BYTES // 16_000
-    assert batches_seen(most) == {f"[{most},1000]"}
-    assert batches_seen(2 * most) == {f"[{most},1000]"}
+    """Ten thousand floats given and as many returned: 160 kB a lane."""
+    most = lanes.CHUNK_BYTES // 160_000
+    assert batches_seen(most, 10_000) == {f"[{most},10000]"}
+    assert batches_seen(2 * most, 10_000) == {f"[{most},10000]"}
+
+
+def test_no_lane_waits_for_more_than_so_many_however_small_they_are():
+    most = lanes.CHUNK_LANES
+    assert batches_seen(most, 1) == {f"[{most},1]"}
+    assert batches_seen(8 * most, 1) == {f"[{most},1]"}
 
 
 def test_accelerators_get_all_lanes_at_once(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert batches_seen(1_000) == {"[1000,1000]"}
+    assert batches_seen(1_000, 1_000) == {"[1000,1000]"}
