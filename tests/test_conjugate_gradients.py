@@ -43,14 +43,29 @@ def test_negative_curvature_ends_it_at_the_last_point_with_the_direction_that_ha
     assert_close(end.residual, jnp.array([1.0, 1.0, 0.5]) - matrix @ end.x, 1e-12)
 
 
-def test_a_radius_is_not_left():
-    matrix, b = random_spd(3, 6, 100.0), jnp.ones(6)
-    solution = jnp.linalg.solve(matrix, b)
-    radius = 0.5 * jnp.linalg.norm(solution)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), decades=st.floats(0, 6), share=st.floats(0.01, 0.99))
+def test_it_ends_at_the_last_point_within_the_radius(seed, decades, share):
+    matrix, b = random_spd(seed, 6, 10**decades), jnp.ones(6)
+    radius = share * jnp.linalg.norm(jnp.linalg.solve(matrix, b))
     end = conjugate_gradients(of(matrix), b, EXACT, 20, radius)
     assert not end.inside
-    assert jnp.linalg.norm(end.x) < radius
     assert end.curvature > 0
+    # Where x will lie is known from recurrences, to the digits that conjugacy keeps.
+    assert jnp.linalg.norm(end.x) < radius * (1 + 1e-9)
+    beyond = end.x + end.square / end.curvature * end.direction
+    assert jnp.linalg.norm(beyond) > radius * (1 - 1e-9)
+
+
+def test_an_image_that_overflows_leaves_the_point_as_it_was():
+    matrix = jnp.array([1.0, 2.0, 3.0])
+
+    def product(v):  # finite at first, and no longer from the second direction on
+        return jnp.where(v[0] == 1, 1.0, jnp.inf) * matrix * v
+
+    end = conjugate_gradients(product, jnp.ones(3), EXACT, 10)
+    assert not end.inside and end.count == 1
+    assert jnp.all(jnp.isfinite(end.x)) and jnp.all(jnp.isfinite(end.residual))
 
 
 def test_a_matrix_that_is_not_finite_ends_it_where_it_began():
