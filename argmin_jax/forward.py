@@ -143,31 +143,30 @@ def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
     start, tol, minimiser = problem.start, method.tol, method.minimiser
     max_steps, none = method.max_steps, jnp.array(0, jnp.int32)
 
-    def run(y, tolerance, steps):
+    def run(y, share, steps):
         response = newton.conditions.jacobian(y, problem.args).mv(probe(y))
-        tolerance = tolerance * jnp.max(jnp.abs(response))
-        y, more = minimiser.run(problem, y, tolerance, max_steps - steps)
+        tolerance = LOOSEST * share * jnp.max(jnp.abs(response))
+        y, more = minimiser.run(problem, y, tolerance, share, max_steps - steps)
         return y, jnp.where(more < 0, more, steps + more)
 
     if not minimiser.restartable:
         y, steps = run(start, jnp.zeros((), start.dtype), none)
         return _Attempt(newton.polish(y), steps, none)
 
-    loosest = jnp.array(LOOSEST, start.dtype)
+    least = jnp.array(0.1 * tol / LOOSEST, start.dtype)
 
     def again(last: _Attempt) -> _Attempt:
         # From the loosest to a tenth of tol in equal ratios.
-        share = last.round.astype(start.dtype) / (ROUNDS - 1)
-        tolerance = loosest * (0.1 * tol / loosest) ** share
+        share = least ** (last.round.astype(start.dtype) / (ROUNDS - 1))
         y, steps = last.polished.z, last.steps
         if newton.constant:  # the polish alone solves it, as a rule
 
             def ran(zero):
-                return run(y + zero, tolerance, steps)
+                return run(y + zero, share, steps)
 
             y, steps = if_needed(last.round > 0, ran, (y, steps), start.dtype)
         else:
-            y, steps = run(y, tolerance, steps)
+            y, steps = run(y, share, steps)
         return _Attempt(newton.polish(y, like=last.polished), steps, last.round + 1)
 
     def unsolved(last: _Attempt):
@@ -205,7 +204,8 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         found = Multipliers(end.y, end.eq, end.ineq, end.upper - end.lower)
         steps, infeasible = end.steps, end.infeasible | crossed
     else:
-        y, steps = minimiser.run(problem, start, jnp.zeros((), start.dtype), max_steps)
+        none = jnp.zeros((), start.dtype)
+        y, steps = minimiser.run(problem, start, none, none, max_steps)
         found, infeasible = estimated_multipliers(conditions, y, args, constant), crossed
     if isinstance(conditions, CentralPath):
         settled = settle_on_path(newton, found, constant)
@@ -253,7 +253,7 @@ def _find_root(problem: Equations, conditions: Conditions, method: Method) -> Fo
         jnp.array(method.tol, start.dtype),
         jnp.array(method.max_steps, jnp.int32),
     )
-    z, steps = method.minimiser.run(problem, start, tolerance, max_steps)
+    z, steps = method.minimiser.run(problem, start, tolerance, jnp.ones_like(tolerance), max_steps)
     newton = Newton(conditions, problem.args, method.linear_solver)
     point = newton.polish(z)
     violations = _violations(point)

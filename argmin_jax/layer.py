@@ -92,12 +92,13 @@ def argmin(
         solver: by default `LBFGS`, with constraints `InteriorPoint`. Or `NewtonCG`, an Optimistix
             minimiser, `Scipy`, `Jaxopt`; with constraints `Ipopt`; or a callable
             ``(objective, y0, *params) -> y``. One with tolerances of its own may stop early, at
-            1e-3 say: Newton steps do the rest, or the point counts as not solved.
+            1e-3 say: Newton steps do the rest. Where they cannot, an Optimistix minimiser goes on
+            from there with tighter ones; behind any other the point counts as not solved.
         linear_solver: `Auto`, `SVD`, or any Lineax solver that takes a positive semidefinite
             operator (with constraints, a symmetric one).
         tol: the scaled optimality residual (`Report.residual`, without unit) at which a
             point counts as solved; by default 1e-8 in float64, 1e-4 in float32.
-        max_steps: bound on the solver's steps.
+        max_steps: bound on the solver's steps; of an Optimistix minimiser, on those of each run.
         on_failure: what to do where the point is not a solution: "raise"; "warn"; "nan" (that
             lane's value and gradient); "ignore".
         has_aux: the objective returns ``(value, aux)``, aux a pytree of arrays: see

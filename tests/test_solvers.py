@@ -198,6 +198,64 @@ def test_max_steps_bounds_every_solver(solver):
     assert 0 < int(report.steps) <= 2
 
 
+EARLY = {
+    "BFGS": optx.BFGS(rtol=1e-1, atol=1e-1),
+    "LBFGS": optx.LBFGS(rtol=1e-1, atol=1e-1),
+    "Nelder-Mead": optx.NelderMead(rtol=1e-1, atol=1e-1),
+}
+
+
+def one_run(solver):
+    """Of Optimistix's solver by itself."""
+    return optx.minimise(rosenbrock, solver, BANANA_START, 1.0, throw=False)
+
+
+@pytest.mark.parametrize("solver", EARLY.values(), ids=EARLY.keys())
+def test_an_optimistix_solver_that_stops_too_early_goes_on_with_tighter_tolerances(solver):
+    alone = one_run(solver)
+    assert not np.allclose(alone.value, 1, atol=0.1)  # too far for Newton's method
+    found = solve(rosenbrock, BANANA_START, 1.0, solver=solver)
+    assert_close(found.y, jnp.ones(2), 1e-12)
+    assert int(found.report.steps) > int(alone.stats["num_steps"])
+
+
+def test_an_optimistix_solver_runs_once_with_its_own_tolerances_where_that_suffices():
+    for solver in (optx.BFGS(rtol=1e-5, atol=1e-5), optx.BFGS(rtol=0.0, atol=1e-5)):
+        report = solve(rosenbrock, BANANA_START, 1.0, solver=solver).report
+        assert int(report.steps) == int(one_run(solver).stats["num_steps"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+def test_tolerances_are_not_tightened_to_where_rounding_keeps_the_solver_from_ending(dtype):
+    def kink(y, t):  # no point is a solution to Newton's method
+        return jnp.sum(jnp.abs(y - t))
+
+    start, t = Y0.astype(dtype), T.astype(dtype)
+    solver = optx.BFGS(rtol=1e-2, atol=1e-2)
+    report = solve(kink, start, t, solver=solver, on_failure="ignore").report
+    assert int(report.status) == Status.STALLED
+    assert int(report.steps) < 1000
+
+
+def test_an_optimistix_solver_whose_tolerances_are_those_of_another_runs_once():
+    solver = optx.BestSoFarMinimiser(EARLY["BFGS"])
+    found = solve(rosenbrock, BANANA_START, 1.0, solver=solver, on_failure="ignore")
+    assert int(found.report.status) == Status.STALLED
+    assert int(found.report.steps) == int(one_run(solver).stats["num_steps"])
+
+
+def test_lanes_in_which_a_solver_stops_too_early_go_on_and_the_others_stay():
+    starts = jnp.stack([BANANA_START, jnp.ones(2) + 1e-3, -BANANA_START])
+
+    def find(start):
+        return solve(rosenbrock, start, 1.0, solver=EARLY["BFGS"])
+
+    together, alone = jax.vmap(find)(starts), [find(start) for start in starts]
+    for k in range(3):
+        assert int(together.report.steps[k]) == int(alone[k].report.steps)
+        assert_close(together.y[k], jnp.ones(2), 1e-12)
+
+
 def test_objective_that_a_callable_gets_is_the_users_own():
     found = []
 

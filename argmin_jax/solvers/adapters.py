@@ -1,9 +1,10 @@
 """Other people's solvers, brought to one signature."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
@@ -22,15 +23,23 @@ from .scipy import Scipy, ScipyMinimiser
 class Minimiser(Protocol):
     """Runs an algorithm on ``problem`` from ``y``, and returns the last point and its steps.
 
-    ``tolerance`` bounds the largest entry of the gradient; an algorithm with a stopping rule of
-    its own may ignore it: the point is judged afterwards, whatever stopped the solver.
+    ``tolerance`` bounds the largest entry of the gradient. An algorithm with a stopping rule of its
+    own multiplies the tolerances of that by ``share``, or ignores both: the point is judged
+    afterwards, whatever stopped the solver.
     """
 
-    restartable: bool
-    """Whether `run` heeds ``tolerance`` and may be called again from where it ended."""
+    @property
+    def restartable(self) -> bool:
+        """Whether `run` heeds what is asked for and may be called again from where it ended."""
+        ...
 
     def run(
-        self, problem: Any, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
+        self,
+        problem: Any,
+        y: Float[Array, " n"],
+        tolerance: Scalar,
+        share: Scalar,
+        max_steps: Array,
     ) -> tuple[Float[Array, " n"], Int[Array, ""]]: ...
 
 
@@ -167,8 +176,9 @@ class _Program:
     def run_program(self, program, y, tolerance, max_steps) -> PrimalDual:
         return self.solver.run(program, y, tolerance, max_steps)
 
-    def run(self, problem, y, tolerance, max_steps):
+    def run(self, problem, y, tolerance, share, max_steps):
         """Of a problem without constraints."""
+        del share
         infinite = jnp.full_like(y, jnp.inf)
         program = NonlinearProgram(
             lambda y: problem.objective(y, problem.args), nowhere, nowhere, -infinite, infinite
@@ -183,7 +193,8 @@ class _Native:
     solver: LBFGS | NewtonCG
     restartable = True
 
-    def run(self, problem, y, tolerance, max_steps):
+    def run(self, problem, y, tolerance, share, max_steps):
+        del share
         return self.solver.run(
             lambda y: problem.objective(y, problem.args), y, tolerance, max_steps
         )
@@ -191,19 +202,28 @@ class _Native:
 
 @dataclass(frozen=True)
 class _Optimistix:
+    """Its tolerances are the user's in the first round. ``max_steps`` bounds each run."""
+
     solver: optx.AbstractMinimiser
     max_steps: int
-    restartable = False
 
-    def run(self, problem, y, tolerance, max_steps):
+    @property
+    def restartable(self) -> bool:
+        leaves = {f.name for f in fields(self.solver) if not f.metadata.get("static")}
+        return {"rtol", "atol"} <= leaves
+
+    def run(self, problem, y, tolerance, share, max_steps):
         del tolerance, max_steps
+        solver: Any = self.solver
+        if self.restartable:
+            # Smaller changes of y do not show in the objective's values, by which they search.
+            least = float(jnp.finfo(y.dtype).eps) ** 0.5
+            for option in ("rtol", "atol"):
+                given = getattr(solver, option)
+                tightened = jnp.minimum(given, jnp.maximum(share * given, least))
+                solver = eqx.tree_at(lambda s, option=option: getattr(s, option), solver, tightened)
         solution = optx.minimise(
-            problem.objective,
-            self.solver,
-            y,
-            problem.args,
-            max_steps=self.max_steps,
-            throw=False,
+            problem.objective, solver, y, problem.args, max_steps=self.max_steps, throw=False
         )
         return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
 
@@ -215,8 +235,8 @@ class _LeastSquares:
     max_steps: int
     restartable = False
 
-    def run(self, problem, y, tolerance, max_steps):
-        del tolerance, max_steps
+    def run(self, problem, y, tolerance, share, max_steps):
+        del tolerance, share, max_steps
         loose = _loose_tolerance(y)
         solution = optx.least_squares(
             self.residual,
@@ -235,8 +255,8 @@ class _RootFinder:
     max_steps: int
     restartable = False
 
-    def run(self, problem, y, tolerance, max_steps):
-        del tolerance, max_steps
+    def run(self, problem, y, tolerance, share, max_steps):
+        del tolerance, share, max_steps
         loose = _loose_tolerance(y)
         default = optx.FixedPointIteration if problem.is_map else optx.Dogleg
         find: Any = optx.fixed_point if problem.is_map else optx.root_find
@@ -263,8 +283,8 @@ class _Jaxopt:
     max_steps: int
     restartable = False
 
-    def run(self, problem, y, tolerance, max_steps):
-        del tolerance, max_steps
+    def run(self, problem, y, tolerance, share, max_steps):
+        del tolerance, share, max_steps
         # Otherwise JAXopt unrolls its loops, many times slower under vmap.
         settings = {"maxiter": self.max_steps, "implicit_diff": True, **dict(self.options)}
         y, state = self.kind(fun=problem.objective, **settings).run(y, problem.args)
@@ -277,8 +297,8 @@ class _Function:
     key: Hashable  # equal for two solvers that do the same, so that a solve is compiled once
     restartable = False
 
-    def run(self, problem, y, tolerance, max_steps):
-        del tolerance, max_steps
+    def run(self, problem, y, tolerance, share, max_steps):
+        del tolerance, share, max_steps
         function, structured = problem.asked.with_structure(y, problem.args)
         found = self.solver(function, structured, *problem.args.params)
         _check_structure(structured, found)

@@ -113,9 +113,14 @@ class ScipyMinimiser:
     restartable = False
 
     def run(
-        self, problem: Problem, y: Float[Array, " n"], tolerance: Scalar, max_steps: Array
+        self,
+        problem: Problem,
+        y: Float[Array, " n"],
+        tolerance: Scalar,
+        share: Scalar,
+        max_steps: Array,
     ) -> tuple[Float[Array, " n"], Int[Array, ""]]:
-        del tolerance, max_steps
+        del tolerance, share, max_steps
 
         def hessian_product(turn: _Turn, args: Arguments) -> Array:
             gradient = jax.grad(problem.objective)
