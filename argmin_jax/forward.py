@@ -37,7 +37,7 @@ from .polish import Newton, Polished
 from .problem import Equations, Problem
 from .report import Report, Status
 from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram
-from .structure import Constant, find_blocks, is_quadratic
+from .structure import Constant, constant_hessian, find_blocks, same_blocks
 
 # A restartable solver is first asked for little: the polish, whose factorisation the backward
 # pass needs anyway, squares the error of a point that is nearly right. Only where that did not
@@ -100,9 +100,9 @@ class _Attempt(eqx.Module):
 
 
 def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> Found:
-    blocks = find_blocks(
-        *problem.objective.with_structure(problem.start, problem.args), *problem.args.params
-    )
+    as_written = problem.objective.with_structure(problem.start, problem.args)
+    product = constant_hessian(*as_written, *problem.args.params)
+    blocks = same_blocks(find_blocks(*as_written, *problem.args.params), product)
     sparing = not method.certified and can_do_without(method.linear_solver, blocks)
     tol, start = method.tol, problem.start
     newton = Newton(
@@ -111,7 +111,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         method.linear_solver,
         blocks=blocks,
         sparing=sparing,
-        constant=is_quadratic(problem.objective, start, problem.args),
+        constant=product is not None,
     )
     final = _attempts(problem, newton, method)
     point = final.polished

@@ -183,7 +183,7 @@ class Auto(lx.AbstractLinearSolver):
 
     def forms(self, blocks: Blocks) -> bool:
         """Whether a matrix of these blocks is small enough to be formed."""
-        return blocks.count * blocks.size**2 <= self.dense_limit**2
+        return blocks.distinct * blocks.size**2 <= self.dense_limit**2
 
     def compute(self, state: "AutoState", vector: Array, options: dict[str, Any]):
         del options

@@ -6,15 +6,14 @@ block has columns (Curtis, Powell & Reid, On the Estimation of Sparse Jacobian M
 and each block is factorised by itself. Regression with many outputs, W of shape (outputs,
 features), is of this kind, and so is any sum over independent problems.
 
-The finding is a proof, by propagation through the jaxpr; what is not understood counts as mixed.
-(Custom derivative rules are taken to be derivatives of their functions. One that is not is caught
-later: the backward solve is checked against products with the Hessian itself.)
+If besides the Hessian is the same at every point and its blocks are all alike, as in linear
+regression of many outputs on one design, one product finds as many columns as there are blocks,
+and there is only one block to be factorised.
 """
 
-import enum
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +23,8 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, PyTree
 
+from .separability import inner_program, is_alike, is_sum
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -31,6 +32,8 @@ class Blocks:
 
     shape: tuple[int, ...]
     axes: tuple[int, ...] = ()
+    alike: bool = False
+    """Whether the matrix has the same block for each slice."""
 
     @property
     def count(self) -> int:
@@ -39,6 +42,11 @@ class Blocks:
     @property
     def size(self) -> int:
         return math.prod(self.shape) // self.count
+
+    @property
+    def distinct(self) -> int:
+        """The number of blocks to be found and factorised."""
+        return 1 if self.alike else self.count
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -65,16 +73,10 @@ def find_blocks(objective: Callable, y: PyTree, *args: PyTree) -> Blocks:
         return Blocks((sum(leaf.size for leaf in leaves),))
     (shape,) = (leaf.shape for leaf in leaves)
     program = jax.make_jaxpr(objective)(y, *args).jaxpr
-    others: list[_State] = [_Kind.CONSTANT] * (len(program.invars) - 1)
 
     def divided(folded: tuple[int, ...]) -> Blocks:
-        axes = []
-        for axis, length in enumerate(folded):
-            if length > 1:
-                start = axis if folded == shape else _Folded(folded, axis)
-                (value,) = _propagate(program, [start, *others])
-                if value is not _Kind.MIXED:
-                    axes.append(axis)
+        lengths = enumerate(folded)
+        axes = [k for k, length in lengths if length > 1 and is_sum(program, folded, k)]
         return Blocks(folded, tuple(axes))
 
     foldings = _foldings(program, shape) if len(shape) == 1 else []
@@ -102,15 +104,26 @@ def constant_derivatives(
     return Constant(jacobian(y), hessian(y) if _is_constant(hessian, y) else None)
 
 
-def is_quadratic(objective: Callable[..., Array], y: Array, *args: Any) -> bool:
-    """Whether the trace of a function of y shows that its Hessian is the same at every point."""
+def constant_hessian(objective: Callable, y: PyTree, *args: PyTree) -> jex.Jaxpr | None:
+    """The program of the product with the Hessian of ``objective(y, *args)`` in y, if its trace
+    shows that it is the same at every point, else None. The leaves of the vector come first."""
 
-    def product(y, *args):
-        return jax.jvp(jax.grad(lambda y: objective(y, *args)), (y,), (jnp.ones_like(y),))[1]
+    def product(y, v, *args):
+        return jax.jvp(jax.grad(lambda y: objective(y, *args)), (y,), (v,))[1]
 
-    closed = jax.make_jaxpr(product)(y, *args)
-    _, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return not used[0]
+    program = jax.make_jaxpr(product)(y, y, *args).jaxpr
+    leaves, inputs = len(jax.tree.leaves(y)), len(program.invars)
+    kept = [leaves <= place < 2 * leaves for place in range(inputs)]
+    pruned, used = dce_jaxpr(program, [True] * len(program.outvars), kept)
+    return None if any(used[:leaves]) else pruned
+
+
+def same_blocks(blocks: Blocks, product: jex.Jaxpr | None) -> Blocks:
+    """``blocks``, and whether they are alike: of a constant Hessian its ``product`` tells that."""
+    if product is None or not blocks.axes:
+        return blocks
+    alike = all(is_alike(product, blocks.shape, axis) for axis in blocks.axes)
+    return replace(blocks, alike=alike)
 
 
 def jacobian_function(fn: Callable[[Array], Array], y: Array) -> Callable[[Array], Array]:
@@ -130,205 +143,9 @@ def _foldings(program: Any, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]
     for eqn in program.eqns:
         if eqn.primitive.name == "reshape" and eqn.invars[0].aval.shape == shape:
             yield eqn.outvars[0].aval.shape
-        inner = _inner(eqn)
+        inner = inner_program(eqn)
         if inner is not None:
             yield from _foldings(inner, shape)
-
-
-class _Kind(enum.Enum):
-    """How an array depends on the slices of y, where it is not aligned with them."""
-
-    CONSTANT = "does not depend on y"
-    SUM = "each entry is a sum of functions of one slice each"
-    MIXED = "not known"
-
-
-@dataclass(frozen=True)
-class _Folded:
-    """A flat array that is aligned with the slices of y along ``axis`` once it has ``shape``."""
-
-    shape: tuple[int, ...]
-    axis: int
-
-
-# An axis: the slices of the array along it depend each on the slice of y with the same index.
-# (Each entry of such an array is a function of one slice, and so in particular a SUM.)
-_State = int | _Folded | _Kind
-
-_LINEAR = set(
-    "add sub add_any neg convert_element_type copy stop_gradient reduce_precision".split()
-)
-_ELEMENTWISE = _LINEAR | set(
-    "mul div rem max min pow integer_pow square sqrt rsqrt cbrt exp exp2 log log1p expm1 "
-    "abs sign floor ceil round sin cos tan asin acos atan atan2 sinh cosh tanh asinh "
-    "acosh atanh logistic erf erfc erf_inv lgamma digamma select_n clamp eq ne lt le gt "
-    "ge and or xor not is_finite nextafter".split()
-)
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-}
-
-
-def _propagate(program: Any, inputs: Sequence[_State]) -> list[_State]:
-    """The states of a jaxpr's outputs from those of its inputs."""
-    known: dict[Any, _State] = dict(zip(program.invars, inputs, strict=True))
-
-    def state(atom: Any) -> _State:
-        # What is not an input or computed here is a literal or a constant of the program.
-        return _Kind.CONSTANT if isinstance(atom, jex.Literal) else known.get(atom, _Kind.CONSTANT)
-
-    for eqn in program.eqns:
-        states = [state(atom) for atom in eqn.invars]
-        if all(s is _Kind.CONSTANT for s in states):
-            continue
-        found = [_Kind.MIXED] * len(eqn.outvars)
-        if _Kind.MIXED not in states:
-            found = _outputs(eqn, states)
-        known.update(zip(eqn.outvars, found, strict=True))
-    return [state(atom) for atom in program.outvars]
-
-
-def _outputs(eqn: Any, states: list[_State]) -> list[_State]:
-    name = eqn.primitive.name
-    if name in _CALLS:
-        inner = _inner(eqn)
-        if inner is None or len(inner.invars) != len(states):
-            return [_Kind.MIXED] * len(eqn.outvars)
-        return _propagate(inner, states)
-    if name in _ELEMENTWISE:
-        return [_elementwise(name, eqn, states)]
-    rule = _RULES.get(name)
-    return [rule(eqn, states)] if rule else [_Kind.MIXED] * len(eqn.outvars)
-
-
-def _inner(eqn: Any) -> Any:
-    """The program that an equation calls, or None."""
-    inner = eqn.params.get(_CALLS.get(eqn.primitive.name))
-    return getattr(inner, "jaxpr", inner)  # of a closed jaxpr
-
-
-def _elementwise(name: str, eqn: Any, states: list[_State]) -> _State:
-    varying = {s for s in states if s is not _Kind.CONSTANT}
-    (first,) = varying if len(varying) == 1 else (_Kind.SUM,)
-    if isinstance(first, int | _Folded):
-        return first
-    factors = [k for k, s in enumerate(states) if s is not _Kind.CONSTANT]
-    linear = (
-        name in _LINEAR
-        or (name == "mul" and len(factors) == 1)
-        or (name == "div" and factors == [0])
-        or (name == "select_n" and 0 not in factors)
-    )
-    return _Kind.SUM if linear else _Kind.MIXED
-
-
-def _moved(rule: Callable[[Any, int], int | None]) -> Callable:
-    """The rule of an operation that only moves entries: ``rule`` gives the new place of the
-    aligned axis, or None if it does not survive as such."""
-
-    def apply(eqn: Any, states: list[_State]) -> _State:
-        varying = {s for s in states if s is not _Kind.CONSTANT}
-        if len(varying) > 1 or states[0] is _Kind.CONSTANT:
-            return _Kind.SUM if eqn.primitive.name == "concatenate" else _Kind.MIXED
-        if not isinstance(states[0], int):
-            return _Kind.SUM
-        axis = rule(eqn, states[0])
-        return _Kind.SUM if axis is None else axis
-
-    return apply
-
-
-def _reshaped(eqn: Any, states: list[_State]) -> _State:
-    (state,) = states
-    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if isinstance(state, _Folded):
-        return state.axis if new == state.shape else _Kind.SUM
-    if not isinstance(state, int):
-        return _Kind.SUM
-    for place, length in enumerate(new):
-        if length == old[state] and math.prod(new[:place]) == math.prod(old[:state]):
-            return place
-    return _Folded(old, state) if len(new) == 1 else _Kind.SUM
-
-
-def _sliced(eqn: Any, axis: int) -> int | None:
-    return axis if eqn.outvars[0].aval.shape[axis] == eqn.invars[0].aval.shape[axis] else None
-
-
-def _without(axes: Sequence[int], axis: int) -> int:
-    return axis - sum(a < axis for a in axes)
-
-
-def _reduced_sum(eqn: Any, states: list[_State]) -> _State:
-    return _kept(eqn, states[0], _Kind.SUM)
-
-
-def _reduced(eqn: Any, states: list[_State]) -> _State:
-    return _kept(eqn, states[0], _Kind.MIXED)
-
-
-def _kept(eqn: Any, state: _State, otherwise: _State) -> _State:
-    """The aligned axis after a reduction of others."""
-    axes = eqn.params["axes"]
-    return _without(axes, state) if isinstance(state, int) and state not in axes else otherwise
-
-
-def _contracted(eqn: Any, states: list[_State]) -> _State:
-    """Of dot_general: the output's axes are the batch, then the left free, then the right free."""
-    contracting, batch = eqn.params["dimension_numbers"]
-    places = [
-        _place(state, contracting[side], batch[side], eqn.invars[side].aval.ndim)
-        for side, state in enumerate(states)
-    ]
-    left_free = eqn.invars[0].aval.ndim - len(contracting[0]) - len(batch[0])
-    if _Kind.CONSTANT in states:  # linear in the other
-        side = 1 if states[0] is _Kind.CONSTANT else 0
-        kind, index = places[side]
-        if kind == "batch":
-            return index
-        if kind == "free":
-            return len(batch[0]) + index + (left_free if side == 1 else 0)
-        return _Kind.SUM
-    if isinstance(states[0], _Folded):  # the product of two flat arrays with themselves
-        inner_product = states[0] == states[1] and contracting == ((0,), (0,))
-        return _Kind.SUM if inner_product else _Kind.MIXED
-    (kind, index), other = places
-    if (kind, index) != other:
-        return _Kind.MIXED
-    return {"batch": index, "contracting": _Kind.SUM}.get(kind, _Kind.MIXED)
-
-
-def _place(
-    state: _State, contracting: Sequence[int], batch: Sequence[int], ndim: int
-) -> tuple[str, int]:
-    """What dot_general does with an aligned axis, and where it stands among those of its kind."""
-    if not isinstance(state, int):
-        return "none", -1
-    if state in batch:
-        return "batch", list(batch).index(state)
-    if state in contracting:
-        return "contracting", list(contracting).index(state)
-    free = [axis for axis in range(ndim) if axis not in contracting and axis not in batch]
-    return "free", free.index(state)
-
-
-_RULES: dict[str, Callable[[Any, list[_State]], _State]] = {
-    "dot_general": _contracted,
-    "reduce_sum": _reduced_sum,
-    **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"), _reduced),
-    "broadcast_in_dim": _moved(lambda eqn, k: eqn.params["broadcast_dimensions"][k]),
-    "transpose": _moved(lambda eqn, k: eqn.params["permutation"].index(k)),
-    "squeeze": _moved(lambda eqn, k: _without(eqn.params["dimensions"], k)),
-    "reshape": _reshaped,
-    "slice": _moved(_sliced),
-    "concatenate": _moved(lambda eqn, k: k if k != eqn.params["dimension"] else None),
-    "rev": _moved(lambda eqn, k: k if k not in eqn.params["dimensions"] else None),
-}
 
 
 def hessian_blocks(
@@ -336,21 +153,28 @@ def hessian_blocks(
     blocks: Blocks,
     dtype: Any,
     inside: Array | None = None,
-) -> Float[Array, "count size size"]:
-    """The diagonal blocks of a symmetric matrix from products with it, ``blocks.size`` of them.
+) -> Float[Array, "distinct size size"]:
+    """The diagonal blocks of a symmetric matrix from products with it, as many as one block has
+    columns; or the one block of all slices from one product for every ``blocks.count`` columns.
 
     In a loop that may not run, ``inside`` is an array that changes in it. The unit vectors then
     depend on it, in name only: else XLA would do what is the same in every pass, such as products
     of them with constants, before the loop, and so always.
     """
 
-    def column(direction: Float[Array, " size"]) -> Float[Array, "count size"]:
-        everywhere = jnp.broadcast_to(direction, (blocks.count, blocks.size))
-        return blocks.split(product(blocks.join(everywhere)))
+    def images(directions: Float[Array, "count size"]) -> Float[Array, "count size"]:
+        return blocks.split(product(blocks.join(directions)))
 
-    rows = columns = jnp.arange(blocks.size)
+    # Which column each product finds of each block.
+    if blocks.alike:
+        columns = jnp.arange(-(-blocks.size // blocks.count) * blocks.count)
+        columns = columns.reshape(-1, blocks.count)
+    else:
+        columns = jnp.broadcast_to(jnp.arange(blocks.size)[:, None], (blocks.size, blocks.count))
     if inside is not None:
-        columns = rows + jnp.any(jnp.isnan(inside))
-    unit = (rows[:, None] == columns[None, :]).astype(dtype)
+        columns = columns + jnp.any(jnp.isnan(inside))
+    unit = (columns[:, :, None] == jnp.arange(blocks.size)[None, None]).astype(dtype)
+    if blocks.alike:
+        return jax.vmap(images)(unit).reshape(1, -1, blocks.size)[:, : blocks.size]
     # Rows of the result are columns of the matrix, which is symmetric.
-    return jax.vmap(column, out_axes=1)(unit)
+    return jax.vmap(images, out_axes=1)(unit)

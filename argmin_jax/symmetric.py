@@ -14,11 +14,12 @@ class SymmetricFactors(eqx.Module):
     """The inverse H' diag(signs) H of a block diagonal symmetric matrix: of each block, H is the
     inverse of the Cholesky factor where that is definite, else |values|^-1/2 V' of its eigenvalues.
 
-    Solves are two products without a branch, so that a batch may mix both kinds.
+    Solves are two products without a branch, so that a batch may mix both kinds. One H serves all
+    blocks that are alike.
     """
 
-    half: Float[Array, "count size size"]  # H; zero in the rows of eigenvalues that are zero
-    signs: Float[Array, "count size"]
+    half: Float[Array, "distinct size size"]  # H; zero in the rows of eigenvalues that are zero
+    signs: Float[Array, "distinct size"]
     indefinite: Bool[Array, ""]
     curvature: Scalar  # the smallest eigenvalue where some were computed; NaN where all definite
     rank_deficiency: Int[Array, ""]
@@ -28,9 +29,13 @@ class SymmetricFactors(eqx.Module):
         return self.blocks.join(self._second_half(self._first_half(self.blocks.split(b))))
 
     def _first_half(self, b: Float[Array, "count size"]) -> Float[Array, "count size"]:
+        if self.blocks.alike:
+            return jnp.matmul(b, self.half[0].T, precision="highest")
         return jnp.einsum("kij,kj->ki", self.half, b, precision="highest")
 
     def _second_half(self, w: Float[Array, "count size"]) -> Float[Array, "count size"]:
+        if self.blocks.alike:
+            return jnp.matmul(self.signs * w, self.half[0], precision="highest")
         return jnp.einsum("kji,kj->ki", self.half, self.signs * w, precision="highest")
 
     def samples(self, count: int) -> Float[Array, "count n"]:
@@ -53,7 +58,7 @@ class SymmetricFactors(eqx.Module):
         return jnp.asarray(np.random.default_rng(0).normal(size=shape), self.half.dtype)
 
 
-def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> SymmetricFactors:
+def factorise(matrices: Float[Array, "distinct size size"], blocks: Blocks) -> SymmetricFactors:
     """Factors of symmetric blocks, by Cholesky where they are safely positive definite.
 
     What counts as zero is measured on the whole matrix, not on each block.
@@ -62,7 +67,7 @@ def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> Symm
     diagonals = jnp.diagonal(matrices, axis1=1, axis2=2)
     if blocks.size == 1:
         basis, values = jnp.ones_like(matrices), diagonals
-        definite = jnp.zeros(blocks.count, bool)
+        definite = jnp.zeros(blocks.distinct, bool)
     else:
         basis, values, definite = _decompose(matrices, diagonals, rounding)
     largest = jnp.max(jnp.abs(jnp.where(definite[:, None], diagonals, values)))
@@ -78,7 +83,7 @@ def factorise(matrices: Float[Array, "count size size"], blocks: Blocks) -> Symm
             jnp.nan,
             jnp.min(jnp.where(null, 0, jnp.where(definite[:, None], jnp.inf, values))),
         ),
-        rank_deficiency=jnp.sum(null).astype(jnp.int32),
+        rank_deficiency=(jnp.sum(null) * (blocks.count // blocks.distinct)).astype(jnp.int32),
         blocks=blocks,
     )
 

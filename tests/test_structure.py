@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import argmin_jax
-from argmin_jax.structure import Blocks, find_blocks, hessian_blocks, is_quadratic
+from argmin_jax.structure import (
+    Blocks,
+    constant_hessian,
+    find_blocks,
+    hessian_blocks,
+    same_blocks,
+)
 
 from .problems import assert_close, regression, ridge, ridge_solution
 
@@ -89,9 +95,10 @@ def dense_hessian(objective, y):
 
 def assembled(objective, y):
     """The Hessian from its blocks, and the blocks."""
-    blocks = find_blocks(objective, y)
+    blocks = same_blocks(find_blocks(objective, y), constant_hessian(objective, y))
     hessian = dense_hessian(objective, y)
     found = hessian_blocks(lambda v: hessian @ v, blocks, y.dtype)
+    found = np.broadcast_to(found, (blocks.count, blocks.size, blocks.size))
     whole = np.zeros_like(hessian)
     for place, block in zip(blocks.split(jnp.arange(y.size)), found, strict=True):
         whole[np.ix_(place, place)] = block
@@ -143,16 +150,89 @@ def test_splitting_and_joining_are_inverse(axes):
     np.testing.assert_array_equal(blocks.join(blocks.split(v)), v)
 
 
-def test_a_hessian_of_blocks_is_never_formed_whole():
-    """The layer's work shows in its program: no array of n x n, though n is below the limit."""
+def with_weights(w, x, t, log_penalty):
+    """Regression of which each output has its own weight, so that no two blocks are alike."""
+    weights = 1 + jnp.arange(t.shape[1], dtype=t.dtype)
+    return ridge(w, x, t, log_penalty) + jnp.sum((x @ w - t) ** 2 * weights[None])
+
+
+@pytest.mark.parametrize(
+    ("objective", "shape"), [(with_weights, "[50,4,4]"), (ridge, "[1,4,4]")], ids=["own", "alike"]
+)
+def test_a_hessian_of_blocks_is_never_formed_whole(objective, shape):
+    """The layer's work shows in its program: no array of n x n, though n is below the limit, and
+    one block where all are alike, from one product for all of its columns."""
     x, t = regression(0, 12, 4, outputs=50)
 
     def run(t):
-        return jnp.sum(argmin_jax.argmin(ridge, jnp.zeros((4, 50)), x, t, jnp.zeros(())) ** 2)
+        return jnp.sum(argmin_jax.argmin(objective, jnp.zeros((4, 50)), x, t, jnp.zeros(())) ** 2)
 
     program = str(jax.make_jaxpr(jax.grad(run))(t))
-    assert "[50,4,4]" in program
+    assert shape in program
     assert "[200,200]" not in program
+    assert ("[50,4,4]" in program) == (objective is with_weights)
+
+
+SCALES = jnp.arange(1.0, 5)
+
+# Quadratic objectives of y, shaped (4, 4), that are sums along an axis, and whether all slices have
+# the same Hessian.
+ALIKE = {
+    "regression": (lambda y: jnp.mean((DESIGN @ y - 1) ** 2) + jnp.sum(y**2), True),
+    "flat": (lambda y: jnp.sum((y.reshape(16).reshape(4, 4) @ MATRIX) ** 2), True),
+    "own targets": (lambda y: jnp.sum((MATRIX @ y - MATRIX) ** 2) + jnp.sum(MATRIX * y), True),
+    "weights of samples": (lambda y: jnp.sum((MATRIX @ y) ** 2 * SCALES[:, None]), True),
+    "the same weight of all": (lambda y: jnp.sum((MATRIX @ y) ** 2 * jnp.full(4, 3.0)[None]), True),
+    "entries": (lambda y: jnp.sum((y - MATRIX) ** 2), True),
+    "weights of slices": (lambda y: jnp.sum((MATRIX @ y) ** 2 * SCALES[None]), False),
+    "weights of entries": (lambda y: jnp.sum(y**2 * MATRIX), False),
+    "a design for each slice": (
+        lambda y: jnp.sum(jnp.einsum("kij,kj->ki", jnp.stack([MATRIX, DESIGN[:4]] * 2), y) ** 2),
+        False,
+    ),
+    "some slices twice": (lambda y: jnp.sum(y**2) + jnp.sum((y[:2] @ MATRIX) ** 2), False),
+    "a slice of its own": (
+        lambda y: jnp.sum(jnp.where(jnp.arange(4)[:, None] > 2, y, 2 * y) ** 2), False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_slices_are_alike_where_all_have_the_same_hessian_and_the_rest_is_found(name):
+    objective, alike = ALIKE[name]
+    whole, blocks = assembled(objective, MATRIX)
+    assert blocks.alike == alike
+    np.testing.assert_allclose(whole, dense_hessian(objective, MATRIX), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 2), (3, 3), (2, 1), (1, 2)])
+def test_one_product_finds_a_column_of_each_slice_that_is_alike(shape):
+    """As many products as it takes with unit vectors in all slices at once: 3 for two of five."""
+    count, size = shape
+    matrix = jnp.arange(1.0, 1 + size**2).reshape(size, size)
+    symmetric = matrix + matrix.T
+    blocks = Blocks(shape, (0,), alike=True)
+
+    def found(matrix):
+        return hessian_blocks(lambda v: (v.reshape(shape) @ matrix).ravel(), blocks, matrix.dtype)
+
+    np.testing.assert_array_equal(found(symmetric)[0], symmetric)
+    assert f"f64[{-(-size // count)},{count},{size}]" in str(jax.make_jaxpr(found)(symmetric))
+
+
+def test_null_directions_of_slices_that_are_alike_are_counted_in_each():
+    x, t = regression(1, 12, 3, outputs=2)
+    x = x.at[:, 2].set(x[:, 1])
+
+    def objective(w, t):
+        return jnp.sum((x @ w - t) ** 2) / 2
+
+    solution = argmin_jax.solve(objective, jnp.zeros((3, 2)), t)
+    assert int(solution.report.rank_deficiency) == 2
+    jacobian = jax.jacrev(lambda t: argmin_jax.argmin(objective, jnp.zeros((3, 2)), t))(t)
+    for k in range(2):
+        assert_close(jacobian[:, k, :, k], jnp.linalg.pinv(x), 1e-10)
+        assert_close(jacobian[:, k, :, 1 - k], jnp.zeros((3, 12)), 1e-12)
 
 
 def test_gradients_by_blocks_are_right_also_where_some_blocks_are_singular():
@@ -201,7 +281,9 @@ NOT_QUADRATIC = {
 
 @pytest.mark.parametrize("name", [*QUADRATIC, *NOT_QUADRATIC])
 def test_the_trace_of_an_objective_tells_whether_its_hessian_is_constant(name):
-    assert is_quadratic((QUADRATIC | NOT_QUADRATIC)[name], MATRIX) == (name in QUADRATIC)
+    assert (constant_hessian((QUADRATIC | NOT_QUADRATIC)[name], MATRIX) is not None) == (
+        name in QUADRATIC
+    )
 
 
 def test_a_quadratic_takes_no_step_of_the_solver_and_one_with_kinks_as_many_as_it_needs():
@@ -211,7 +293,7 @@ def test_a_quadratic_takes_no_step_of_the_solver_and_one_with_kinks_as_many_as_i
     def kinked(y):
         return jnp.sum(jnp.abs(y - 3) + y**2 / 2)
 
-    assert is_quadratic(kinked, jnp.zeros(2))
+    assert constant_hessian(kinked, jnp.zeros(2)) is not None
     found = argmin_jax.solve(lambda y: jnp.sum((y - 2) ** 2), jnp.zeros(2))
     assert int(found.report.steps) == 0
     assert_close(found.y, jnp.full(2, 2.0), 1e-15)
