@@ -37,7 +37,7 @@ def measure_family(
     """
     known = FAMILIES[family].contenders()
     processes = {
-        name: Process(python, family, name)
+        name: Process(python, family, name, known[name].threads)
         for name in contenders
         if (python := pythons[known[name].beside]) is not None
     }

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    # A batch of LAPACK calls under vmap can stand still for ever on two cores otherwise (qpax).
-    "NPROC": "8",
-    # Otherwise JAX's last words are about the traceback, and not about the error.
-    "JAX_TRACEBACK_FILTERING": "off",
-}
+# Otherwise JAX's last words are about the traceback, and not about the error.
+ENVIRONMENT = {"JAX_TRACEBACK_FILTERING": "off"}
 
 
 class Lost(Exception):
@@ -23,10 +19,12 @@ class Lost(Exception):
 
 
 class Process:
-    """One contender, started when it is first asked."""
+    """One contender, started when it is first asked, with so many ``threads`` for XLA, or as many
+    as it takes by itself."""
 
-    def __init__(self, python: str, family: str, contender: str):
+    def __init__(self, python: str, family: str, contender: str, threads: int | None = None):
         self.command = [python, "-m", "benchmarks.peers.worker", family, contender]
+        self.environment = ENVIRONMENT | ({} if threads is None else {"NPROC": str(threads)})
         self.process: subprocess.Popen[bytes] | None = None
         self.resources = ExitStack()
         self.words = Path()
@@ -72,7 +70,7 @@ class Process:
                     stdout=subprocess.PIPE,
                     stderr=words,
                     cwd=ROOT,
-                    env=os.environ | ENVIRONMENT,
+                    env=os.environ | self.environment,
                 )
             self.process = self.resources.enter_context(process)
         return self.process

@@ -46,6 +46,8 @@ class Contender:
         largest: the most unknowns that it is run with.
         single: whether it is not run on lanes.
         beside: whether it needs an interpreter beside ours, with packages that ours cannot hold.
+        threads: that XLA is to have, where with one for each core a batch of LAPACK calls may wait
+            for itself for ever; more threads than cores slow all else down.
     """
 
     package: str
@@ -55,6 +57,7 @@ class Contender:
     largest: float = float("inf")
     single: bool = False
     beside: bool = False
+    threads: int | None = None
 
     def applies_to(self, case: Case) -> bool:
         return (

@@ -112,15 +112,16 @@ def torch_contender(package: str, make: Callable[[Case], Any], **where: Any) -> 
     return Contender(package, lambda case, tolerance: by_torch(make, case, tolerance), **where)
 
 
+THREADS = 8  # with as many as two cores, a batch of qpax's LAPACK calls can stand still for ever
 TIGHT = {"solver_tol": 1e-10, "target_kappa": 1e-10}
 EXACT = {"solve_method": "Clarabel", "mode": "dense"}
 
 CONTENDERS = {
     "argmin_jax": in_jax("argmin_jax", ours),
-    "qpax": in_jax("qpax", qpax()),
-    "qpax, implicit": in_jax("qpax", qpax(backend="i")),
-    "qpax, kappa 1e-10": in_jax("qpax", qpax(**TIGHT)),
-    "qpax, implicit, kappa 1e-10": in_jax("qpax", qpax(backend="i", **TIGHT)),
+    "qpax": in_jax("qpax", qpax(), threads=THREADS),
+    "qpax, implicit": in_jax("qpax", qpax(backend="i"), threads=THREADS),
+    "qpax, kappa 1e-10": in_jax("qpax", qpax(**TIGHT), threads=THREADS),
+    "qpax, implicit, kappa 1e-10": in_jax("qpax", qpax(backend="i", **TIGHT), threads=THREADS),
     "moreau": in_jax("moreau", moreau),
     "cvxpylayers": torch_contender("cvxpylayers", lambda case: cvxpylayers({}, case)),
     "cvxpylayers, dense": torch_contender(
