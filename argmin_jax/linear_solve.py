@@ -34,7 +34,8 @@ Structure = Blocks | KKTMatrices | None
 SAMPLES = 16
 NEAR = 0.5
 
-# A larger one is not formed for `argmin`, if conjugate gradients do: they are faster from there on.
+# One that takes more products is not formed for `argmin`, if conjugate gradients do: from there on
+# they are faster.
 FORMED_AT_ONCE = 128
 
 ROUGH = 1e-2  # the relative residual of a rough solution
@@ -320,7 +321,7 @@ def can_do_without(linear_solver: lx.AbstractLinearSolver, blocks: Blocks) -> bo
     if not isinstance(linear_solver, Auto) or jax.default_backend() != "cpu":
         return False
     size = blocks.count * blocks.size
-    return blocks.size > FORMED_AT_ONCE and linear_solver.forms(Blocks((size,)))
+    return blocks.products > FORMED_AT_ONCE and linear_solver.forms(Blocks((size,)))
 
 
 def kept_factors(linear_solver: lx.AbstractLinearSolver, state: Any) -> Any:

@@ -49,6 +49,11 @@ class Blocks:
         return 1 if self.alike else self.count
 
     @property
+    def products(self) -> int:
+        """The number of products with the matrix that finds its blocks."""
+        return math.ceil(self.size / self.count) if self.alike else self.size
+
+    @property
     def _order(self) -> tuple[int, ...]:
         others = (axis for axis in range(len(self.shape)) if axis not in self.axes)
         return (*self.axes, *others)
@@ -167,8 +172,7 @@ def hessian_blocks(
 
     # Which column each product finds of each block.
     if blocks.alike:
-        columns = jnp.arange(-(-blocks.size // blocks.count) * blocks.count)
-        columns = columns.reshape(-1, blocks.count)
+        columns = jnp.arange(blocks.products * blocks.count).reshape(-1, blocks.count)
     else:
         columns = jnp.broadcast_to(jnp.arange(blocks.size)[:, None], (blocks.size, blocks.count))
     if inside is not None:
