@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, PyTree
 
+from .columns import columns
 from .separability import inner_program, is_alike, is_sum
 
 
@@ -105,8 +106,9 @@ def constant_derivatives(
     jacobian = jacobian_function(constraints, y)
     if not _is_constant(jacobian, y):
         return Constant(None, None)
-    hessian = jax.hessian(objective)
-    return Constant(jacobian(y), hessian(y) if _is_constant(hessian, y) else None)
+    if not _is_constant(jax.hessian(objective), y):
+        return Constant(_matrix(constraints, y), None)
+    return Constant(_matrix(constraints, y), _matrix(jax.grad(objective), y))
 
 
 def constant_hessian(objective: Callable, y: PyTree, *args: PyTree) -> jex.Jaxpr | None:
@@ -134,6 +136,11 @@ def same_blocks(blocks: Blocks, product: jex.Jaxpr | None) -> Blocks:
 def jacobian_function(fn: Callable[[Array], Array], y: Array) -> Callable[[Array], Array]:
     """The Jacobian, in the mode that needs fewer passes."""
     return jax.jacrev(fn) if jax.eval_shape(fn, y).size < y.size else jax.jacfwd(fn)
+
+
+def _matrix(fn: Callable[[Array], Array], y: Array) -> Array:
+    """The Jacobian of a function that is linear but for a constant."""
+    return columns(jax.linearize(fn, y)[1], y).T
 
 
 def _is_constant(fn: Callable[[Array], Any], y: Array) -> bool:
@@ -170,14 +177,16 @@ def hessian_blocks(
     def images(directions: Float[Array, "count size"]) -> Float[Array, "count size"]:
         return blocks.split(product(blocks.join(directions)))
 
+    if blocks.count == 1 and inside is None:
+        return columns(product, jnp.zeros(blocks.size, dtype))[None]
     # Which column each product finds of each block.
     if blocks.alike:
-        columns = jnp.arange(blocks.products * blocks.count).reshape(-1, blocks.count)
+        wanted = jnp.arange(blocks.products * blocks.count).reshape(-1, blocks.count)
     else:
-        columns = jnp.broadcast_to(jnp.arange(blocks.size)[:, None], (blocks.size, blocks.count))
+        wanted = jnp.broadcast_to(jnp.arange(blocks.size)[:, None], (blocks.size, blocks.count))
     if inside is not None:
-        columns = columns + jnp.any(jnp.isnan(inside))
-    unit = (columns[:, :, None] == jnp.arange(blocks.size)[None, None]).astype(dtype)
+        wanted = wanted + jnp.any(jnp.isnan(inside))
+    unit = (wanted[:, :, None] == jnp.arange(blocks.size)[None, None]).astype(dtype)
     if blocks.alike:
         return jax.vmap(images)(unit).reshape(1, -1, blocks.size)[:, : blocks.size]
     # Rows of the result are columns of the matrix, which is symmetric.
