@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import pages, scaling
 from benchmarks.peers import constrained, contenders, kkt, problems, reference, tables
-from benchmarks.peers.measure import choose_tolerance, measure_family
+from benchmarks.peers.measure import choose_tolerance, measure_family, time_in_turns
 from benchmarks.peers.process import Lost, Process
 from benchmarks.peers.programs import compiled
 
@@ -138,6 +138,27 @@ def test_a_contender_that_stands_still_is_stopped():
     with pytest.raises(Lost, match="no answer"):
         process.ask(0.1, "turn", what="forward", budget_s=0.0)
     assert process.process is None
+
+
+class _Runner:
+    """Answers like a process whose runs take a millisecond, ``answers`` times."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def ask(self, limit_s, do, what, budget_s):
+        assert do == "turn"
+        self.answers -= 1
+        if self.answers < 0:
+            raise Lost("no answer")
+        return [0.001]
+
+
+def test_a_contender_that_is_lost_in_its_turns_leaves_the_others_theirs():
+    found = time_in_turns({"steady": _Runner(99), "gone": _Runner(3)}, 4, 60.0, 1.0)
+    assert found["gone"] == {"lost": "no answer"}
+    assert found["steady"] == {"forward_ms": 1.0, "forward_backward_ms": 1.0, "rounds": 4}
+    assert time_in_turns({"gone": _Runner(0)}, 4, 60.0, 1.0) == {"gone": {"lost": "no answer"}}
 
 
 def _row(contender, ms, error, lost=None):

@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,27 +102,37 @@ def choose_tolerance(process: Process, judge: Judge, case: str, limit_s: float, 
 
 def time_in_turns(
     processes: dict[str, Process], rounds: int, case_budget_s: float, limit_s: float
-) -> dict[str, dict[str, float]]:
-    """The median milliseconds of both programs of each contender."""
+) -> dict[str, dict[str, Any]]:
+    """The median milliseconds of both programs of each contender; or why it was lost meanwhile."""
     keys = [(name, what) for name in processes for what in WHAT]
+    lost: dict[str, str] = {}
+
+    def seconds_of(name: str, what: str, budget_s: float) -> list[float]:
+        if name in lost:
+            return []
+        try:
+            return processes[name].ask(limit_s, "turn", what=what, budget_s=budget_s)
+        except Lost as why:
+            lost[name] = str(why)
+            return []
 
     def turns(budget_s: float):
-        def taker(name: str, what: str):
-            return lambda: processes[name].ask(limit_s, "turn", what=what, budget_s=budget_s)
-
-        return {" ".join(key): taker(*key) for key in keys}
+        return {" ".join(key): partial(seconds_of, *key, budget_s) for key in keys}
 
     if not keys:
         return {}
-    once = take_turns(turns(0.0), 1)
-    spent = sum(map(sum, once.values()))
+    once = [taken for taken in take_turns(turns(0.0), 1).values() if taken]
+    spent = sum(map(sum, once))
     budget_s = 0.05
     # A turn takes its budget, or one run where that is longer.
-    each = sum(max(budget_s, statistics.fmean(taken)) for taken in once.values())
-    rounds = max(1, min(rounds, int((case_budget_s - spent) / each)))
+    each = sum(max(budget_s, statistics.fmean(taken)) for taken in once)
+    if once:
+        rounds = max(1, min(rounds, int((case_budget_s - spent) / each)))
     seconds = take_turns(turns(budget_s), rounds)
     return {
-        name: {f"{what}_ms": median_ms(seconds[f"{name} {what}"]) for what in WHAT}
+        name: {"lost": lost[name]}
+        if name in lost
+        else {f"{what}_ms": median_ms(seconds[f"{name} {what}"]) for what in WHAT}
         | {"rounds": rounds}
         for name in processes
     }
