@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 # eight times as much, nested loops wait for the slowest of more lanes: 64 pseudo-Huber regressions
 # take twice as long by `NewtonCG`, and 128 programs of 100 unknowns half as long again.
 CHUNK_BYTES = 2**19
-CHUNK_LANES = 64  # which wait for the slowest of them: 1,024 of Rosenbrock's take a third as long
+CHUNK_LANES = 64  # which wait for the slowest: by 128, 1,024 of Rosenbrock's take a fifth longer
 
 
 def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:

@@ -155,12 +155,13 @@ class Auto(lx.AbstractLinearSolver):
 
     What is known of the matrix (the option ``structure`` of `init`) is used: one of diagonal
     `structure.Blocks` is formed and factorised block by block, as long as its blocks hold no more
-    than ``dense_limit**2`` numbers; the KKT matrix of a constrained problem comes in parts.
+    than ``dense_limit**2`` numbers (one block where all are alike); the KKT matrix of a constrained
+    problem comes in parts.
 
     Beyond, conjugate gradients on products with a positive semidefinite operator, or GMRES, whose
     solution is refined: a solve that did not converge, in its residual or in its corrections, is
     reported as a failure. On a CPU `argmin` (not `solve`, whose report needs factors) tries
-    conjugate gradients from 129 unknowns on, and forms the matrix where they fail.
+    conjugate gradients where the matrix takes more than 128 products, and forms it where they fail.
 
     Args:
         dense_limit: the largest number of unknowns at which the matrix is formed.

@@ -106,9 +106,9 @@ def constant_derivatives(
     jacobian = jacobian_function(constraints, y)
     if not _is_constant(jacobian, y):
         return Constant(None, None)
-    if not _is_constant(jax.hessian(objective), y):
-        return Constant(_matrix(constraints, y), None)
-    return Constant(_matrix(constraints, y), _matrix(jax.grad(objective), y))
+    quadratic = _is_constant(jax.hessian(objective), y)
+    hessian = _matrix(jax.grad(objective), y) if quadratic else None
+    return Constant(_matrix(constraints, y), hessian)
 
 
 def constant_hessian(objective: Callable, y: PyTree, *args: PyTree) -> jex.Jaxpr | None:

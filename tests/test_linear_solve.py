@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import make_regression
 
 from argmin_jax import SVD, Auto, solve_ls
-from argmin_jax.linear_solve import AutoState
+from argmin_jax.linear_solve import AutoState, can_do_without
+from argmin_jax.structure import Blocks
 
 from .problems import assert_close, central_difference, random_spd
 
@@ -279,3 +280,11 @@ def test_float32_matrices_stay_float32(solver):
     assert x.dtype == jnp.float32
     assert solved
     assert_close(x, jnp.linalg.solve(matrix, jnp.ones(6, jnp.float32)), 1e-5)
+
+
+def test_what_few_products_find_is_formed_at_once():
+    """Five alike blocks of 200 take 40 products; not known to be alike, they take 200."""
+    assert can_do_without(Auto(), Blocks((5, 200), (0,))) == (jax.default_backend() == "cpu")
+    assert not can_do_without(Auto(), Blocks((5, 200), (0,), alike=True))
+    assert Auto().forms(Blocks((10**6, 20), (0,), alike=True))
+    assert not Auto().forms(Blocks((10**6, 20), (0,)))
