@@ -1,6 +1,7 @@
 """The way to a solution: run a solver, polish its point by Newton steps, judge the result."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from .constrained import (
     settle,
     settle_on_path,
 )
+from .equilibration import equilibrated_units
 from .factors import KKTFactors, if_needed
 from .linear_solve import can_do_without
 from .optimality import (
@@ -36,7 +38,7 @@ from .optimality import (
 from .polish import Newton, Polished
 from .problem import Equations, Problem
 from .report import Report, Status
-from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram
+from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram, ScalableMinimiser
 from .structure import Constant, constant_hessian, find_blocks, same_blocks
 
 # A restartable solver is first asked for little: the polish, whose factorisation the backward
@@ -44,6 +46,7 @@ from .structure import Constant, constant_hessian, find_blocks, same_blocks
 # suffice is it asked for more, in this many rounds.
 ROUNDS = 4
 LOOSEST = 3e-3
+BEFORE_UNITS = 12  # steps of a solver before the units of the unknowns are looked at
 SMALL = 0.01  # a share of the residual that is no sign of a push
 FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
 
@@ -149,6 +152,9 @@ def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
         y, more = minimiser.run(problem, y, tolerance, share, max_steps - steps)
         return y, jnp.where(more < 0, more, steps + more)
 
+    if isinstance(minimiser, ScalableMinimiser):
+        run = partial(_run_in_units, problem, newton, minimiser, max_steps)
+
     if not minimiser.restartable:
         y, steps = run(start, jnp.zeros((), start.dtype), none)
         return _Attempt(newton.polish(y), steps, none)
@@ -175,6 +181,46 @@ def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
         )
 
     return jax.lax.while_loop(unsolved, again, _Attempt(newton.blank(start), none, none))
+
+
+class _Leg(eqx.Module):
+    """Where a solver stands that changes the units of the unknowns once, after a few steps."""
+
+    y: Float[Array, " n"]
+    steps: Int[Array, ""]
+    count: Int[Array, ""]
+    goes_on: Bool[Array, ""]
+
+
+def _run_in_units(
+    problem: Problem, newton: Newton, minimiser: ScalableMinimiser, max_steps: int, y, share, steps
+) -> tuple[Float[Array, " n"], Int[Array, ""]]:
+    """The first steps in the units as they are: few problems need more; then in units in which the
+    Hessian is equilibrated where those have led."""
+
+    def advance(leg: _Leg) -> _Leg:
+        first = leg.count == 0
+        product = lx.linearise(newton.conditions.jacobian(leg.y, problem.args)).mv
+
+        ones = jnp.ones_like(leg.y)
+
+        def equilibrated(zero):
+            return equilibrated_units(product, ones + zero)
+
+        units = if_needed(~first, equilibrated, ones, leg.y.dtype)
+        response = units * product(probe(leg.y))
+        tolerance = LOOSEST * share * jnp.max(jnp.abs(response))
+        left = max_steps - leg.steps
+        budget = jnp.where(first, jnp.minimum(BEFORE_UNITS, left), left)
+        y, more = minimiser.run_in_units(problem, leg.y, units, tolerance, budget)
+        goes_on = first & (more >= BEFORE_UNITS) & (left > budget)
+        return _Leg(y, leg.steps + more, leg.count + 1, goes_on)
+
+    none = jnp.array(0, jnp.int32)
+    end = jax.lax.while_loop(
+        lambda leg: leg.goes_on, advance, _Leg(y, steps, none, jnp.array(True))
+    )
+    return end.y, end.steps
 
 
 def _is_solved(point: Polished, tol: float) -> Bool[Array, ""]:

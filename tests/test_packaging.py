@@ -31,6 +31,7 @@ ROOMS = {
     "symmetric": {"structure", "triangular"},
     "conjugate_gradients": set(),
     "matrix_free": {"conjugate_gradients"},
+    "equilibration": set(),
     "lanes": set(),
     "linear_solve": {"structure", "factors", "symmetric", "matrix_free"},
     "implicit": {"linear_solve"},
@@ -44,7 +45,7 @@ ROOMS = {
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
     "forward": {
         "program", "problem", "structure", "optimality", "factors", "linear_solve", "solvers",
-        "report", "polish", "constrained", "certificate",
+        "report", "polish", "constrained", "certificate", "equilibration",
     },
     "rules": {
         "program", "problem", "optimality", "lanes", "linear_solve", "implicit", "report",

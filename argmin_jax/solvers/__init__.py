@@ -3,6 +3,7 @@
 from .adapters import ConstrainedMinimiser as ConstrainedMinimiser
 from .adapters import Jaxopt as Jaxopt
 from .adapters import Minimiser as Minimiser
+from .adapters import ScalableMinimiser as ScalableMinimiser
 from .adapters import adapt as adapt
 from .adapters import adapt_least_squares as adapt_least_squares
 from .adapters import adapt_root_finder as adapt_root_finder

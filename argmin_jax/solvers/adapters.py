@@ -57,6 +57,22 @@ class ConstrainedMinimiser(Minimiser, Protocol):
     ) -> PrimalDual: ...
 
 
+@runtime_checkable
+class ScalableMinimiser(Minimiser, Protocol):
+    """A restartable solver without units of its own: what it does depends on those of ``y``."""
+
+    def run_in_units(
+        self,
+        problem: Any,
+        y: Float[Array, " n"],
+        units: Float[Array, " n"],
+        tolerance: Scalar,
+        max_steps: Array,
+    ) -> tuple[Float[Array, " n"], Int[Array, ""]]:
+        """`run` on y / units; ``tolerance`` bounds the gradient with respect to that."""
+        ...
+
+
 class Jaxopt:
     """A minimiser of JAXopt, which is no longer maintained; for those who come from there.
 
@@ -195,9 +211,14 @@ class _Native:
 
     def run(self, problem, y, tolerance, share, max_steps):
         del share
-        return self.solver.run(
-            lambda y: problem.objective(y, problem.args), y, tolerance, max_steps
-        )
+        return self.run_in_units(problem, y, jnp.ones_like(y), tolerance, max_steps)
+
+    def run_in_units(self, problem, y, units, tolerance, max_steps):
+        def objective(w):
+            return problem.objective(units * w, problem.args)
+
+        w, steps = self.solver.run(objective, y / units, tolerance, max_steps)
+        return units * w, steps
 
 
 @dataclass(frozen=True)
