@@ -24,7 +24,7 @@ class LBFGS(eqx.Module):
         ValueError: an option below one.
     """
 
-    memory: int = 10
+    memory: int = 6
     line_search_steps: int = 20
 
     def __check_init__(self):
