@@ -19,19 +19,20 @@ def equilibrated_units(
 ) -> Float[Array, " n"]:
     """Units d > 0 such that the rows of diag(d) K diag(d) are about equally long.
 
-    From eight products with K, four for each of two rounds: the square of an entry of K z, z being of
-    independent random signs, is on average the square of the length of K's row, and dividing both
-    sides by the roots of the lengths brings them together (Ruiz, A Scaling Algorithm to Equilibrate
-    Both Rows and Columns Norms in Matrices, 2001; from products alone: Bradley & Murray,
-    Matrix-free Approximate Equilibration, 2011).
+    From eight products with K, four for each of two rounds: the square of an entry of K z, z being
+    of independent random signs, is on average the square of the length of K's row, and dividing
+    both sides by the roots of the lengths brings them together (Ruiz, A Scaling Algorithm to
+    Equilibrate Both Rows and Columns Norms in Matrices, 2001; from products alone: Bradley &
+    Murray, Matrix-free Approximate Equilibration, 2011).
 
     Args:
         product: v -> K v for vectors of shape (n,).
         start: units to begin with, of shape (n,).
 
     Returns:
-        d of shape (n,), finite, one in the geometric mean. A row much shorter than the longest one counts as of at least
-        sqrt(eps) times its length; where K is zero or not finite the units stay as they are.
+        d of shape (n,), finite, one in the geometric mean. A row much shorter than the longest one
+        counts as of at least sqrt(eps) times its length; where K is zero or not finite the units
+        stay as they are.
     """
     eps = float(jnp.finfo(start.dtype).eps)
     multipliers = jnp.array(MULTIPLIERS, start.dtype)

@@ -93,11 +93,11 @@ def argmin(
             minimiser, `Scipy`, `Jaxopt`; with constraints `Ipopt`; or a callable
             ``(objective, y0, *params) -> y``. One with tolerances of its own may stop early, at
             1e-3 say: Newton steps do the rest. Where they cannot, an Optimistix minimiser goes on
-            from there with tighter ones; behind any other the point counts as not solved. `LBFGS` and
-            `NewtonCG` change the units of the unknowns after twelve steps, if they need more, to
-            those in which the Hessian's rows are about equally long. Of a
-            quadratic objective, which its trace shows, `LBFGS`, `NewtonCG` and Optimistix's are
-            not asked at all where a Newton step solves it (`Report.steps` is then 0).
+            from there with tighter ones; behind any other the point counts as not solved. After
+            twelve steps, if they need more, `LBFGS` and `NewtonCG` change the units of the
+            unknowns to those in which the Hessian's rows are about equally long. Of a quadratic
+            objective, which its trace shows, `LBFGS`, `NewtonCG` and Optimistix's are not asked at
+            all where a Newton step solves it (`Report.steps` is then 0).
         linear_solver: `Auto`, `SVD`, or any Lineax solver that takes a positive semidefinite
             operator (with constraints, a symmetric one).
         tol: the scaled optimality residual (`Report.residual`, without unit) at which a
