@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .factors import KKTMatrices
 from .linear_solve import (
+    ROUGH,
     AutoState,
     Spectrum,
     Structure,
@@ -137,20 +138,29 @@ class Newton(eqx.Module):
 
     def _by_products(self, z, active, allowed) -> Polished:
         """With K at each point, as there are no factors to be used again. A step that meets
-        negative curvature is not taken, and its sign is looked at in the end."""
+        negative curvature is not taken, and its sign is looked at in the end.
 
-        def residual_and_step(z):
+        Each step is found to the share ROUGH of itself. So the one after which rounding would hide
+        what is left is taken without looking for another."""
+
+        def linearised(z):
             residual, product = jax.linearize(
                 lambda z: self.conditions.residual(z, self.args, active), z
             )
-            operator = Linearised(product, jax.eval_shape(lambda: z), self.conditions.tags)
+            return residual, Linearised(product, jax.eval_shape(lambda: z), self.conditions.tags)
+
+        def residual_and_step(z):
+            residual, operator = linearised(z)
             return residual, -rough_solution(operator, residual)
 
         end = _steps(z, residual_and_step, allowed, exact=False)
-        operator = lx.linearise(self.conditions.jacobian(end.z, self.args, active))
+        last = _is_tiny(ROUGH * end.step, end.z)
+        z = jnp.where(last, end.z + end.step, end.z)
+        step = jnp.where(last, ROUGH * end.step, end.step)
+        residual, operator = linearised(z)
         spectrum = spectrum_at(self.linear_solver, operator, AutoState(operator, None), None)
-        response, reaction = jax.vmap(operator.mv)(jnp.stack([probe(end.z), end.step]))
-        return Polished(end.z, end.residual, end.step, response, reaction, spectrum, None)
+        response, reaction = jax.vmap(operator.mv)(jnp.stack([probe(z), step]))
+        return Polished(z, residual, step, response, reaction, spectrum, None)
 
     def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
@@ -203,8 +213,7 @@ def _steps(
     step is as good as it makes the residual small (Dembo, Eisenstat & Steihaug, Inexact Newton
     Methods, 1982, theorem 2.3), and its K is that of its own point.
     """
-    floor = 8 * jnp.finfo(z.dtype).eps
-    fast = FAST if exact else ACCEPTED
+    fast, left = (FAST, 1) if exact else (ACCEPTED, ROUGH)
 
     def advance(here: _Steps) -> _Steps:
         z = here.z + here.step
@@ -214,10 +223,8 @@ def _steps(
         accepted = ratio < ACCEPTED  # False where it is NaN
         # Short steps that shrank fast and then no longer do have reached the level of rounding;
         # longer ones, the limits of this factorisation.
-        size = jnp.maximum(1, _norm(z))
-        tiny = _norm(step) <= floor * size
-        short = _norm(here.step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * size
-        finished = jnp.where(accepted, tiny, short & (here.ratio < fast))
+        short = _norm(here.step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * jnp.maximum(1, _norm(z))
+        finished = jnp.where(accepted, _is_tiny(left * step, z), short & (here.ratio < fast))
         there = _Steps(z, residual, step, here.count + 1, ratio, finished)
         kept = _Steps(here.z, here.residual, here.step, here.count, jnp.ones_like(ratio), finished)
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there, kept)
@@ -226,9 +233,13 @@ def _steps(
         return allowed & ~here.finished & (here.ratio < fast) & (here.count < STEPS)
 
     residual, step = evaluate(z)
-    tiny = _norm(step) <= floor * jnp.maximum(1, _norm(z))
+    tiny = _is_tiny(left * step, z)
     start = _Steps(z, residual, step, jnp.array(0), jnp.zeros((), z.dtype), tiny)
     return jax.lax.while_loop(goes_on, advance, start)
+
+
+def _is_tiny(step: Array, z: Array) -> Bool[Array, ""]:
+    return _norm(step) <= 8 * jnp.finfo(z.dtype).eps * jnp.maximum(1, _norm(z))
 
 
 def _norm(x: Array) -> Scalar:
