@@ -188,20 +188,19 @@ class _Leg(eqx.Module):
 
     y: Float[Array, " n"]
     steps: Int[Array, ""]
-    count: Int[Array, ""]
+    first: Bool[Array, ""]
     goes_on: Bool[Array, ""]
 
 
 def _run_in_units(
     problem: Problem, newton: Newton, minimiser: ScalableMinimiser, max_steps: int, y, share, steps
 ) -> tuple[Float[Array, " n"], Int[Array, ""]]:
-    """The first steps in the units as they are: few problems need more; then in units in which the
-    Hessian is equilibrated where those have led."""
+    """The first steps in the units as they are: few problems need more. Then, and in later rounds,
+    in units in which the Hessian is equilibrated where those have led."""
 
     def advance(leg: _Leg) -> _Leg:
-        first = leg.count == 0
+        first = leg.first
         product = lx.linearise(newton.conditions.jacobian(leg.y, problem.args)).mv
-
         ones = jnp.ones_like(leg.y)
 
         def equilibrated(zero):
@@ -214,12 +213,10 @@ def _run_in_units(
         budget = jnp.where(first, jnp.minimum(BEFORE_UNITS, left), left)
         y, more = minimiser.run_in_units(problem, leg.y, units, tolerance, budget)
         goes_on = first & (more >= BEFORE_UNITS) & (left > budget)
-        return _Leg(y, leg.steps + more, leg.count + 1, goes_on)
+        return _Leg(y, leg.steps + more, jnp.array(False), goes_on)
 
-    none = jnp.array(0, jnp.int32)
-    end = jax.lax.while_loop(
-        lambda leg: leg.goes_on, advance, _Leg(y, steps, none, jnp.array(True))
-    )
+    start = _Leg(y, steps, first=share == 1, goes_on=jnp.array(True))
+    end = jax.lax.while_loop(lambda leg: leg.goes_on, advance, start)
     return end.y, end.steps
 
 
