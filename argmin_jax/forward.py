@@ -164,7 +164,7 @@ def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
     def again(last: _Attempt) -> _Attempt:
         # From the loosest to a tenth of tol in equal ratios.
         share = least ** (last.round.astype(start.dtype) / (ROUNDS - 1))
-        y, steps = last.polished.z, last.steps
+        y, steps = last.polished.z, jnp.where(unsolved(last), last.steps, max_steps)
         if newton.constant:  # the polish alone solves it, as a rule
 
             def ran(zero):
@@ -209,13 +209,14 @@ def _run_in_units(
         units = if_needed(~first, equilibrated, ones, leg.y.dtype)
         response = units * product(probe(leg.y))
         tolerance = LOOSEST * share * jnp.max(jnp.abs(response))
-        left = max_steps - leg.steps
+        # Under `vmap` lanes that have ended go through all of this with those that have not.
+        left = jnp.where(leg.goes_on, max_steps - leg.steps, 0)
         budget = jnp.where(first, jnp.minimum(BEFORE_UNITS, left), left)
         y, more = minimiser.run_in_units(problem, leg.y, units, tolerance, budget)
         goes_on = first & (more >= BEFORE_UNITS) & (left > budget)
         return _Leg(y, leg.steps + more, jnp.array(False), goes_on)
 
-    start = _Leg(y, steps, first=share == 1, goes_on=jnp.array(True))
+    start = _Leg(y, steps, first=share == 1, goes_on=steps < max_steps)
     end = jax.lax.while_loop(lambda leg: leg.goes_on, advance, start)
     return end.y, end.steps
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 
 class LBFGS(eqx.Module):
@@ -46,12 +46,13 @@ class LBFGS(eqx.Module):
         Returns the last point at which value and gradient were finite, and the steps taken. It
         ends early where a line search finds no better point.
         """
-        method = optax.lbfgs(
-            memory_size=self.memory,
-            linesearch=optax.scale_by_zoom_linesearch(
-                max_linesearch_steps=self.line_search_steps, initial_guess_strategy="one"
-            ),
-        )
+
+        def method(line_search_steps: int | Array) -> optax.GradientTransformationExtraArgs:
+            search = optax.scale_by_zoom_linesearch(
+                max_linesearch_steps=line_search_steps, initial_guess_strategy="one"
+            )
+            return optax.lbfgs(memory_size=self.memory, linesearch=search)
+
         # Optax keeps its step sizes in JAX's default precision: the state has to follow, while
         # the objective is evaluated in y's own.
         dtype = y.dtype
@@ -60,9 +61,14 @@ class LBFGS(eqx.Module):
         def value_fn(y):
             return fn(y.astype(dtype)).astype(working)
 
+        def goes_on(gradient: Array, steps: Int[Array, ""]) -> Bool[Array, ""]:
+            return (steps < max_steps) & (jnp.max(jnp.abs(gradient)) > tolerance)
+
         def step(state: _State) -> _State:
             inner: Any
-            updates, inner = method.update(
+            # A lane that has ended is searched again, in vain, as long as others go on.
+            line_search_steps = jnp.where(state.goes_on, self.line_search_steps, 1)
+            updates, inner = method(line_search_steps).update(
                 state.gradient,
                 state.inner,
                 state.y,
@@ -74,27 +80,22 @@ class LBFGS(eqx.Module):
             search = inner[-1]
             usable = jnp.isfinite(search.value) & jnp.all(jnp.isfinite(search.grad))
             moved = usable & jnp.any(y != state.y)
+            gradient, steps = jnp.where(moved, search.grad, state.gradient), state.steps + 1
             return _State(
                 y=jnp.where(moved, y, state.y),
                 value=jnp.where(moved, search.value, state.value),
-                gradient=jnp.where(moved, search.grad, state.gradient),
+                gradient=gradient,
                 inner=inner,
-                steps=state.steps + 1,
-                moved=moved,
-            )
-
-        def goes_on(state: _State):
-            return (
-                state.moved
-                & (state.steps < max_steps)
-                & (jnp.max(jnp.abs(state.gradient)) > tolerance)
+                steps=steps,
+                goes_on=moved & goes_on(gradient, steps),
             )
 
         y = y.astype(working)
         value, gradient = jax.value_and_grad(value_fn)(y)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        start = _State(y, value, gradient, method.init(y), jnp.array(0, jnp.int32), finite)
-        end = jax.lax.while_loop(goes_on, step, start)
+        inner, none = method(self.line_search_steps).init(y), jnp.array(0, jnp.int32)
+        start = _State(y, value, gradient, inner, none, finite & goes_on(gradient, none))
+        end = jax.lax.while_loop(lambda state: state.goes_on, step, start)
         return end.y.astype(dtype), end.steps
 
 
@@ -104,4 +105,4 @@ class _State(eqx.Module):
     gradient: Float[Array, " n"]
     inner: optax.OptState
     steps: Int[Array, ""]
-    moved: Array
+    goes_on: Bool[Array, ""]

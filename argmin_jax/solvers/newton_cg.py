@@ -80,7 +80,9 @@ class NewtonCG(optx.AbstractMinimiser):
         """
 
         def step(state: _State) -> _State:
-            return _step(lambda y: (fn(y), None), lambda y, product: tolerance, state, self)
+            # Under `vmap` a lane that has ended has nothing to solve for while others go on.
+            bound = jnp.where(goes_on(state), tolerance, jnp.inf)
+            return _step(lambda y: (fn(y), None), lambda y, product: bound, state, self)
 
         def goes_on(state: _State):
             return ~state.finished & (state.steps < max_steps)
