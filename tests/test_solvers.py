@@ -116,6 +116,30 @@ def test_lbfgs_never_returns_a_worse_or_non_finite_point(case):
     assert 0 <= int(steps) <= 200
 
 
+@pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
+def test_a_lane_that_has_ended_costs_the_others_no_evaluations(solver):
+    count = []
+
+    def fn(y, offset):
+        jax.debug.callback(lambda: count.append(1))  # once for all lanes
+        return banana(y) + offset
+
+    def evaluations(starts, offsets):
+        count.clear()
+        jax.block_until_ready(
+            jax.jit(
+                jax.vmap(lambda y, offset: solver.run(lambda y: fn(y, offset), y, 1e-6, 200)[0])
+            )(starts, offsets)
+        )
+        jax.effects_barrier()
+        return len(count)
+
+    alone = evaluations(BANANA_START[None], jnp.zeros(1))
+    # At the offset no change of the value can be seen any more: a search there is in vain.
+    solved = jnp.stack([BANANA_START, jnp.full(2, 1 + 1e-10)])
+    assert evaluations(solved, jnp.array([0.0, 1e8])) == alone
+
+
 def test_lbfgs_that_starts_where_nothing_is_finite_stays_there():
     start = jnp.array([-1.0, -2.0])
     y, steps = descend(lambda y: jnp.sum(jnp.log(y)), start)
