@@ -146,15 +146,17 @@ def _attempts(problem: Problem, newton: Newton, method: Method) -> _Attempt:
     start, tol, minimiser = problem.start, method.tol, method.minimiser
     max_steps, none = method.max_steps, jnp.array(0, jnp.int32)
 
-    def run(y, share, steps):
+    def run_as_it_is(y, share, steps):
         response = newton.conditions.jacobian(y, problem.args).mv(probe(y))
         tolerance = LOOSEST * share * jnp.max(jnp.abs(response))
         y, more = minimiser.run(problem, y, tolerance, share, max_steps - steps)
         return y, jnp.where(more < 0, more, steps + more)
 
-    if isinstance(minimiser, ScalableMinimiser):
-        run = partial(_run_in_units, problem, newton, minimiser, max_steps)
-
+    run = (
+        partial(_run_in_units, problem, newton, minimiser, max_steps)
+        if isinstance(minimiser, ScalableMinimiser)
+        else run_as_it_is
+    )
     if not minimiser.restartable:
         y, steps = run(start, jnp.zeros((), start.dtype), none)
         return _Attempt(newton.polish(y), steps, none)

@@ -154,7 +154,7 @@ class Newton(eqx.Module):
             return residual, -rough_solution(operator, residual)
 
         end = _steps(z, residual_and_step, allowed, exact=False)
-        last = _is_tiny(ROUGH * end.step, end.z)
+        last = allowed & _is_tiny(ROUGH * end.step, end.z)
         z = jnp.where(last, end.z + end.step, end.z)
         step = jnp.where(last, ROUGH * end.step, end.step)
         residual, operator = linearised(z)

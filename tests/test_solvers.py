@@ -11,7 +11,8 @@ import optimistix as optx
 import pytest
 
 from argmin_jax import LBFGS, ArgminError, Auto, Jaxopt, NewtonCG, Scipy, Status, argmin, solve
-from argmin_jax.solvers import adapt
+from argmin_jax.conjugate_gradients import conjugate_gradients
+from argmin_jax.solvers import adapt, newton_cg
 
 from .problems import assert_close, central_difference, cube_root, quadratic, random_spd, rosenbrock
 
@@ -116,21 +117,19 @@ def test_lbfgs_never_returns_a_worse_or_non_finite_point(case):
     assert 0 <= int(steps) <= 200
 
 
-@pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
-def test_a_lane_that_has_ended_costs_the_others_no_evaluations(solver):
+def test_a_lane_that_has_ended_costs_the_others_no_evaluations_of_lbfgs():
     count = []
 
-    def fn(y, offset):
-        jax.debug.callback(lambda: count.append(1))  # once for all lanes
-        return banana(y) + offset
-
     def evaluations(starts, offsets):
+        def run(y, offset):
+            def fn(y):
+                jax.debug.callback(lambda: count.append(1))  # once for all lanes
+                return banana(y) + offset
+
+            return LBFGS().run(fn, y, jnp.array(1e-6), jnp.array(200))[0]
+
         count.clear()
-        jax.block_until_ready(
-            jax.jit(
-                jax.vmap(lambda y, offset: solver.run(lambda y: fn(y, offset), y, 1e-6, 200)[0])
-            )(starts, offsets)
-        )
+        jax.block_until_ready(jax.jit(jax.vmap(run))(starts, offsets))
         jax.effects_barrier()
         return len(count)
 
@@ -138,6 +137,39 @@ def test_a_lane_that_has_ended_costs_the_others_no_evaluations(solver):
     # At the offset no change of the value can be seen any more: a search there is in vain.
     solved = jnp.stack([BANANA_START, jnp.full(2, 1 + 1e-10)])
     assert evaluations(solved, jnp.array([0.0, 1e8])) == alone
+
+
+def test_a_lane_that_has_ended_costs_the_others_no_products_of_newton_cg(monkeypatch):
+    count = []
+
+    def counted(product, *rest):
+        def product_and_count(v):
+            jax.debug.callback(lambda: count.append(1))  # once for all lanes
+            return product(v)
+
+        return conjugate_gradients(product_and_count, *rest)
+
+    monkeypatch.setattr(newton_cg, "conjugate_gradients", counted)
+
+    def products(weights, max_steps):
+        def run(weights, max_steps):
+            def fn(y):
+                return jnp.sum(weights * y**4)
+
+            return NewtonCG().run(fn, jnp.ones(20), jnp.array(1e-12), max_steps)[0]
+
+        count.clear()
+        jax.block_until_ready(jax.jit(jax.vmap(run))(weights, max_steps))
+        jax.effects_barrier()
+        return len(count)
+
+    # One product a step where all weights are equal, and many where they are not; the lane of
+    # those ends after one step.
+    weights = jnp.stack([jnp.ones(20), jnp.geomspace(1, 1e4, 20)])
+    steps = jnp.array([200, 1])
+    alone, other = (products(weights[k : k + 1], steps[k : k + 1]) for k in (0, 1))
+    assert other > 5
+    assert products(weights, steps) <= alone + other
 
 
 def test_lbfgs_that_starts_where_nothing_is_finite_stays_there():
