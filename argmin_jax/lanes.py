@@ -50,18 +50,21 @@ def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:
         def chunk(own):
             return jax.vmap(lambda each: solve(eqx.combine(each, shared)))(own)
 
-        found = _mapped(chunk, own, lanes, _chunk_size(chunk, own, lanes))
+        # Not asked of `chunk`, which would be traced once more.
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((lanes, *x.shape), x.dtype), out)
+        size = _chunk_size((own, shapes), lanes)
+        found = chunk(own) if size == lanes else _mapped(chunk, own, shapes, lanes, size)
         return found, jax.tree.map(lambda _: True, found)
 
     # What a solver of the user's closes over may be traced, too.
     return batched((jax.lax.stop_gradient(traced.consts), arrays))
 
 
-def _chunk_size(chunk: Callable, own: PyTree, lanes: int) -> int:
+def _chunk_size(all_lanes: PyTree, lanes: int) -> int:
     """Of chunks that are as equal as can be."""
     if jax.default_backend() != "cpu":
         return lanes
-    fitting = CHUNK_BYTES * lanes // _bytes((own, jax.eval_shape(chunk, own)))
+    fitting = CHUNK_BYTES * lanes // _bytes(all_lanes)
     most = min(CHUNK_LANES, max(1, fitting))
     return math.ceil(lanes / math.ceil(lanes / most))
 
@@ -70,10 +73,9 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _mapped(chunk: Callable, own: PyTree, lanes: int, size: int) -> Any:
-    """``chunk`` over all lanes; the last chunk begins sooner where it has too few."""
-    if size == lanes:
-        return chunk(own)
+def _mapped(chunk: Callable, own: PyTree, shapes: PyTree, lanes: int, size: int) -> Any:
+    """``chunk`` over all lanes, with results of ``shapes``; the last chunk begins sooner where it
+    has too few."""
 
     def step(index, found):
         start = jnp.minimum(index * size, lanes - size)
@@ -86,6 +88,5 @@ def _mapped(chunk: Callable, own: PyTree, lanes: int, size: int) -> Any:
 
         return jax.tree.map(put, found, chunk(jax.tree.map(part, own)))
 
-    shapes = jax.eval_shape(chunk, own)
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.fori_loop(0, math.ceil(lanes / size), step, blank)

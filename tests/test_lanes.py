@@ -101,6 +101,23 @@ def test_no_lane_waits_for_more_than_so_many_however_small_they_are():
     assert batches_seen(8 * most, 1) == {f"[{most},1]"}
 
 
+@pytest.mark.parametrize("count", [3, LANES])
+def test_a_batch_is_traced_once_however_it_is_divided(monkeypatch, count):
+    """Tracing a batch of quadratic programs takes a second, which nobody waits for twice."""
+    size_of_chunks(monkeypatch, count)
+    traces = []
+    as_fun = lanes.jex.jaxpr_as_fun
+
+    def counted(program):
+        traces.append(program)
+        return as_fun(program)
+
+    monkeypatch.setattr(lanes.jex, "jaxpr_as_fun", counted)
+    jax.make_jaxpr(jax.vmap(lambda x: by_chunks(jnp.sin, x)))(jnp.zeros((LANES, 2)))
+    batched = [trace for trace in traces if trace.jaxpr.invars[0].aval.shape == (2,)]
+    assert len(batched) == 2  # once as it is, which is what JAX batches, and once in lanes
+
+
 def test_accelerators_get_all_lanes_at_once(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert batches_seen(1_000, 1_000) == {"[1000,1000]"}
