@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: help train portfolio test compare conformance calibration cutest sensitivities memory peers scaling lint format clean
+.PHONY: help train portfolio test compare conformance calibration cutest sensitivities memory peers scaling compiling lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -42,6 +42,9 @@ peers: $(PEERS) ## compare with every peer; five minutes with ARGS="--quick"
 
 scaling: $(STAMP) ## time and memory by unknowns and lanes; quick with ARGS="--quick"
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+compiling: $(STAMP) ## what compiling takes, and two ways to have it sooner
+	$(BIN)/python -m benchmarks.compiling $(ARGS)
 
 lint: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import cutest, scaling
+from . import compiling, cutest, scaling
 from .lbfgs_choice_page import markdown_table
 from .peers import tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "docs/benchmarks.md", ROOT / "README.md")
+PAGES = (ROOT / "docs/benchmarks.md", ROOT / "docs/compiling.md", ROOT / "README.md")
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
@@ -30,7 +30,7 @@ def fill(text: str, parts: dict[str, str]) -> str:
 
 def parts() -> dict[str, str]:
     """All that the committed results have to say, by the names of the markers."""
-    found: dict[str, str] = {}
+    found = {"compiling options": compiling.options_section()}
     peers = _read("peers.json")
     if peers:
         found["peers"] = tables.summary(peers)
@@ -42,6 +42,9 @@ def parts() -> dict[str, str]:
     curves = _read("scaling.json")
     if curves:
         found["scaling"] = scaling.section(curves)
+    compiled = _read("compiling.json")
+    if compiled:
+        found["compiling"] = compiling.section(compiled)
     solved = _read("cutest.json")
     if solved:
         found["cutest"] = cutest_section(solved)

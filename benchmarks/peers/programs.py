@@ -81,6 +81,24 @@ def in_jax(
 
 def compiled(minimise: Minimise, case: Case) -> Program:
     """Jitted, under vmap where the case has lanes."""
+    backward, arguments = pulling_back(minimise, case)
+    _, y0, params, _ = arguments
+    jax.block_until_ready(jax.jit(jnp.sum)(y0))  # the compiler's own start is nobody's
+    forward = jax.jit(jax.vmap(minimise) if case.lanes > 1 else minimise)
+    began = time.perf_counter()
+    plan = backward.lower(*arguments).compile()
+    compile_s = time.perf_counter() - began
+    memory: Any = plan.memory_analysis()
+    return Program(
+        lambda: jax.block_until_ready(forward(y0, *params)),
+        lambda: jax.block_until_ready(backward(*arguments)),
+        compile_s,
+        (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6,
+    )
+
+
+def pulling_back(minimise: Minimise, case: Case) -> tuple[Any, tuple]:
+    """The jitted function that returns y and the gradients of <weights, y>, and its arguments."""
 
     def loss(floating, y0, params, weights):
         params = list(params)
@@ -93,23 +111,10 @@ def compiled(minimise: Minimise, case: Case) -> Program:
         (_, y), gradients = jax.value_and_grad(loss, has_aux=True)(floating, y0, params, weights)
         return y, gradients
 
-    def batched(fn):
-        return jax.jit(jax.vmap(fn) if case.lanes > 1 else fn)
-
     y0, params, weights = jax.device_put((case.start, case.params, case.weights))
     floating = tuple(params[k] for k in case.floating)
-    jax.block_until_ready(jax.jit(jnp.sum)(y0))  # the compiler's own start is nobody's
-    forward, backward = batched(minimise), batched(pull_back)
-    began = time.perf_counter()
-    plan = backward.lower(floating, y0, params, weights).compile()
-    compile_s = time.perf_counter() - began
-    memory: Any = plan.memory_analysis()
-    return Program(
-        lambda: jax.block_until_ready(forward(y0, *params)),
-        lambda: jax.block_until_ready(backward(floating, y0, params, weights)),
-        compile_s,
-        (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6,
-    )
+    jitted = jax.jit(jax.vmap(pull_back) if case.lanes > 1 else pull_back)
+    return jitted, (floating, y0, params, weights)
 
 
 def probing(
