@@ -129,7 +129,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     value = problem.objective(point.z, problem.args)
     violations = _violations(point)
     finite = jnp.isfinite(value) & _is_finite(point)
-    solved = finite & (violations.worst <= tol)
+    solved = finite & _is_stationary(point, tol)
     status = _first(
         (Status.UNBOUNDED, _is_far(point.z, problem.start) & ~(solved & ~_is_pushed_on(point))),
         (Status.NOT_FINITE, ~finite),
@@ -224,7 +224,15 @@ def _run_in_units(
 
 
 def _is_solved(point: Polished, tol: float) -> Bool[Array, ""]:
-    return (_violations(point).worst <= tol) & ~point.spectrum.indefinite
+    return _is_stationary(point, tol) & ~point.spectrum.indefinite
+
+
+def _is_stationary(point: Polished, tol: float) -> Bool[Array, ""]:
+    """By the residual, and by the Newton step that is left: in a flat valley the residual is small
+    far from the minimiser, which a step says that Newton's method could not take."""
+    left = jnp.linalg.norm(point.step)
+    near = left <= tol**0.5 * jnp.linalg.norm(jnp.maximum(1, jnp.abs(point.z)))
+    return (_violations(point).worst <= tol) & near
 
 
 def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Method) -> Found:
@@ -304,7 +312,7 @@ def _find_root(problem: Equations, conditions: Conditions, method: Method) -> Fo
     point = newton.polish(z)
     violations = _violations(point)
     finite = _is_finite(point)
-    solved = finite & (violations.worst <= method.tol)
+    solved = finite & _is_stationary(point, method.tol)
     status = _first(
         (Status.UNBOUNDED, _is_far(point.z, start) & ~solved),
         (Status.NOT_FINITE, ~finite),

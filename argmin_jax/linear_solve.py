@@ -40,6 +40,8 @@ FORMED_AT_ONCE = 128
 
 ROUGH = 1e-2  # the relative residual of a rough solution
 
+REFINEMENTS = 100  # at most: the slowest contraction that is gone along with gives 15 digits
+
 
 class Spectrum(eqx.Module):
     """What a factorisation tells of a symmetric matrix.
@@ -388,7 +390,7 @@ def _refined(
 
     def keeps_contracting(at: _Refined):
         worthwhile = jnp.linalg.norm(at.correction) > 4 * eps * jnp.linalg.norm(at.x)
-        return (at.count < 20) & (at.length < 0.5 * at.last_but_one) & worthwhile
+        return (at.count < REFINEMENTS) & (at.length < 0.5 * at.last_but_one) & worthwhile
 
     def refine(at: _Refined) -> _Refined:
         x = at.x + at.correction

@@ -36,10 +36,12 @@ EXPLANATIONS = {
     Status.CONVERGED: ("the point satisfies the optimality conditions", ""),
     Status.MAX_STEPS: (
         "the solver used up its steps before the point was optimal",
-        "Raise max_steps, start nearer (y0), rescale the variables, or loosen tol.",
+        "Raise max_steps, start nearer (y0), try another solver (without constraints "
+        "argmin_jax.NewtonCG()), rescale the variables, or loosen tol.",
     ),
     Status.STALLED: (
-        "the solver stopped at a point that is not optimal",
+        "the solver stopped at a point that is not optimal, by its residual or by the Newton step "
+        "that is left",
         "Check that the objective is smooth, rescale the variables, compute in float64, tighten "
         "the tolerances of the solver, or loosen tol.",
     ),

@@ -470,3 +470,33 @@ def test_the_gradient_of_the_value_is_the_envelope_theorem_and_takes_no_linear_s
         return jnp.sum(solve(cube_root, jnp.ones(3), t).y)
 
     assert "linear_solve" in str(jax.make_jaxpr(jax.grad(through_y))(T))
+
+
+def test_in_a_flat_valley_a_small_residual_is_no_solution():
+    """At (0.92, 0.85) the residual of Rosenbrock's function in float32 is within its tolerance."""
+
+    def rosenbrock(y, centre):
+        return (centre - y[0]) ** 2 + 100 * (y[1] - y[0] ** 2) ** 2
+
+    start = jnp.array([-1.2, 1], jnp.float32)
+    slope = jax.jacrev(lambda centre: argmin(rosenbrock, start, centre))(jnp.float32(1))
+    np.testing.assert_allclose(slope, [1, 2], rtol=1e-3)
+    near = solve(
+        rosenbrock,
+        jnp.array([0.9217953, 0.8493468], jnp.float32),
+        jnp.float32(1),
+        solver=lambda objective, y0, centre: y0,
+        on_failure="ignore",
+    ).report
+    assert near.stationarity <= 1e-4
+    assert near.status != Status.CONVERGED
+
+
+def test_where_the_hessian_nearly_vanishes_the_gradient_is_right_to_rounding():
+    """Newton's method is slow there: the factors are those of a point half as far again."""
+
+    def quartic(y, t):
+        return (y[0] - t[0]) ** 2 + (y[1] - t[1]) ** 4
+
+    slopes = jax.jacrev(lambda t: argmin(quartic, jnp.zeros(2), t))(jnp.array([0.5, -1]))
+    np.testing.assert_allclose(slopes, np.eye(2), atol=1e-12)
