@@ -228,11 +228,14 @@ def _is_solved(point: Polished, tol: float) -> Bool[Array, ""]:
 
 
 def _is_stationary(point: Polished, tol: float) -> Bool[Array, ""]:
-    """By the residual, and by the Newton step that is left: in a flat valley the residual is small
-    far from the minimiser, which a step says that Newton's method could not take."""
-    left = jnp.linalg.norm(point.step)
-    near = left <= tol**0.5 * jnp.linalg.norm(jnp.maximum(1, jnp.abs(point.z)))
-    return (_violations(point).worst <= tol) & near
+    return (_violations(point).worst <= tol) & _is_near(point, tol, point.z.size)
+
+
+def _is_near(point: Polished, tol: float, size: int) -> Bool[Array, ""]:
+    """Whether the Newton step that is left is short in the first ``size`` unknowns: in a flat
+    valley the residual is small far from the minimiser, too, and no such step could be taken."""
+    left = jnp.linalg.norm(point.step[:size])
+    return left <= tol**0.5 * jnp.linalg.norm(jnp.maximum(1, jnp.abs(point.z[:size])))
 
 
 def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Method) -> Found:
@@ -268,7 +271,7 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     violations = settled.violations
     finite = jnp.all(jnp.isfinite(settled.polished.z)) & jnp.isfinite(violations.worst)
     point = settled.polished
-    solved = finite & (violations.worst <= method.tol)
+    solved = finite & (violations.worst <= method.tol) & _is_near(point, method.tol, start.size)
     minimum = solved & ~point.spectrum.indefinite
     point = without_flat_directions(newton, point, settled.active, start.size, minimum)
     settled = eqx.tree_at(lambda s: s.polished, settled, point)

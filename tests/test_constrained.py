@@ -386,3 +386,25 @@ def test_bad_constraint_is_refused_by_its_name(case):
     options, error, message = case
     with pytest.raises(error, match=message):
         argmin(distance, START, P, **options)
+
+
+def test_in_a_flat_valley_a_small_residual_is_no_solution():
+    """On the edge of the disc |y|² <= 1.5, float32 holds Rosenbrock's valley for stationary."""
+
+    def rosenbrock(y, centre):
+        return (centre - y[0]) ** 2 + 100 * (y[1] - y[0] ** 2) ** 2
+
+    def solution(centre, dtype):
+        return solve(
+            rosenbrock,
+            jnp.array([-1.2, 1], dtype),
+            centre.astype(dtype),
+            ineq=lambda y, _: y @ y - 1.5,
+            on_failure="ignore",
+        )
+
+    def slopes(dtype):
+        return jax.jacrev(lambda centre: solution(centre, dtype).y)(jnp.array(1.0))
+
+    right = np.allclose(slopes(jnp.float32), slopes(jnp.float64), rtol=1e-2)
+    assert right or solution(jnp.array(1.0), jnp.float32).report.status != Status.CONVERGED
