@@ -21,7 +21,7 @@ from .factors import (
     factorise_kkt,
     if_needed,
 )
-from .matrix_free import sign, solve_matrix_free, solve_roughly
+from .matrix_free import largest_error, sign, solve_matrix_free, solve_roughly
 from .structure import Blocks, hessian_blocks
 from .symmetric import SymmetricFactors, factorise
 
@@ -153,7 +153,9 @@ class Auto(lx.AbstractLinearSolver):
     by Cholesky where it is positive definite to working precision; otherwise by its eigenvalues,
     of which those up to ``n * eps * |lambda|_max`` count as zero (least squares of minimum norm).
     Any other by LU, or by its singular values. A solution that does not satisfy the operator at
-    hand to rounding is refined, so that the factorisation of a nearby matrix is good enough.
+    hand to rounding is refined, so that the factorisation of a nearby matrix is good enough; one of
+    which rounding leaves fewer than six digits (in float32 two), as it may from condition numbers
+    of 1e11 (1e5) on, is reported as a failure.
 
     What is known of the matrix (the option ``structure`` of `init`) is used: one of diagonal
     `structure.Blocks` is formed and factorised block by block, as long as its blocks hold no more
@@ -399,7 +401,8 @@ def _refined(
     infinite = jnp.array(jnp.inf, b.dtype)
     start = _Refined(jnp.zeros_like(b), *corrected(b), infinite, infinite, jnp.array(0))
     end = jax.lax.while_loop(keeps_contracting, refine, start)
-    accurate = jnp.linalg.norm(end.correction) <= eps**0.25 * jnp.linalg.norm(end.x)
+    bound = largest_error(b.dtype) * jnp.linalg.norm(end.x)
+    accurate = jnp.linalg.norm(end.correction) <= bound
     return end.x, accurate
 
 

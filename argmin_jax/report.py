@@ -70,9 +70,10 @@ EXPLANATIONS = {
         "Reformulate constraints whose gradient vanishes where they hold, such as x**2 <= 0.",
     ),
     Status.LINEAR_SOLVE_FAILED: (
-        "the linear solve of the backward pass did not converge",
-        "Use linear_solver=argmin_jax.SVD() or Auto(dense_limit=...) to form the Hessian, "
-        "or rescale the variables.",
+        "the linear solve of the backward pass did not converge, or rounding leaves fewer than six "
+        "of its digits (in float32 two)",
+        "Rescale or regularise the variables, compute in float64, or, if there are more than 1000 "
+        "unknowns, use linear_solver=argmin_jax.Auto(dense_limit=...) to form the Hessian.",
     ),
     Status.NOT_RUN: ("nothing was solved yet", ""),
 }

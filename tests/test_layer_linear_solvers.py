@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,55 @@ def test_condition_number_of_1e10_gives_a_right_gradient():
     matrix, b = random_spd(5, 20, 1e10), jnp.ones(20)
     gradient = jax.grad(lambda b: jnp.sum(argmin(quadratic, jnp.zeros(20), matrix, b)))(b)
     assert_close(gradient, jnp.linalg.solve(matrix, jnp.ones(20)), 1e-5)  # eps * 1e10
+
+
+def exact_solution(matrix, b) -> np.ndarray:
+    """By Gaussian elimination in rational numbers, without any rounding."""
+    rows = [[Fraction(float(entry)) for entry in row] for row in np.column_stack([matrix, b])]
+    for i, pivot in enumerate(rows):
+        rows[i] = pivot = [entry / pivot[i] for entry in pivot]
+        for j, row in enumerate(rows):
+            if j != i:
+                rows[j] = [a - row[i] * b for a, b in zip(row, pivot, strict=True)]
+    return np.array([float(row[-1]) for row in rows])
+
+
+def hilbert(n: int) -> np.ndarray:
+    return 1 / (1.0 + np.arange(n)[:, None] + np.arange(n)[None])
+
+
+def nearly_flat(exponent: float, n: int = 6) -> np.ndarray:
+    """All eigenvalues are 1 but one, 10**-exponent."""
+    q, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(n, n)))
+    matrix = (q * np.array([10.0**-exponent] + [1.0] * (n - 1))) @ q.T
+    return (matrix + matrix.T) / 2
+
+
+@pytest.mark.parametrize("dense_limit", [0, 1000], ids=["matrix-free", "dense"])
+@pytest.mark.parametrize(
+    ("matrices", "right"),
+    [
+        # Condition numbers 5e8, 5e11, 2e13; and 10 to the exponents.
+        ([hilbert(n) for n in (7, 9, 10)], 1),
+        ([nearly_flat(exponent) for exponent in (8, 10, 11.5, 12)], 2),
+    ],
+    ids=["Hilbert", "nearly flat"],
+)
+def test_a_gradient_that_rounding_spoils_is_refused(matrices, right, dense_limit):
+    options = {"linear_solver": Auto(dense_limit=dense_limit), "on_failure": "nan"}
+    errors = []
+    for matrix in matrices:
+        ones, hessian = np.ones(len(matrix)), jnp.asarray(matrix)
+
+        def loss(b, ones=ones, hessian=hessian):
+            return ones @ argmin(quadratic, jnp.zeros_like(b), hessian, b, **options)
+
+        found, expected = jax.grad(loss)(hessian @ ones), exact_solution(matrix, ones)
+        errors.append(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    assert np.all(np.isfinite(errors[:right]))
+    # It is to have six digits, by an estimate that is a sample of the rounding: a margin of ten.
+    assert np.all(np.isnan(errors) | (np.array(errors) <= 1e-5)), errors
+    assert np.isnan(errors[-1])
 
 
 FORMED: list[int] = []
