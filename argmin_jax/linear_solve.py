@@ -398,8 +398,10 @@ def _refined(
         x = at.x + at.correction
         return _Refined(x, *corrected(b - operator.mv(x)), at.length, at.last, at.count + 1)
 
-    infinite = jnp.array(jnp.inf, b.dtype)
-    start = _Refined(jnp.zeros_like(b), *corrected(b), infinite, infinite, jnp.array(0))
+    # XLA may compute b anew wherever it is used outside of a loop, each time with another rounding.
+    # Where b is zero but for that, d'b means nothing: the first length is taken to be a long one.
+    infinite, long = (jnp.array(length, b.dtype) for length in (jnp.inf, jnp.finfo(b.dtype).max))
+    start = _Refined(jnp.zeros_like(b), factors.solve(b), long, infinite, infinite, jnp.array(0))
     end = jax.lax.while_loop(keeps_contracting, refine, start)
     bound = largest_error(b.dtype) * jnp.linalg.norm(end.x)
     accurate = jnp.linalg.norm(end.correction) <= bound
