@@ -17,7 +17,7 @@ portfolio: $(STAMP) ## learn a portfolio through a constrained argmin; options: 
 	$(BIN)/python -m models.portfolio $(ARGS)
 
 test: $(STAMP) ## run the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 compare: $(STAMP) ## compare with PyTorch; a minute with ARGS="--quick"
 	$(BIN)/python -m benchmarks.compare $(ARGS)

@@ -35,7 +35,7 @@ OPTIONS: dict[str, str | bool | int] = {
     "xla_backend_optimization_level": 1,
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion,tree_reduction_rewriter",
 }
-"""XLA's own, for its CPU; the suite's programs are compiled with them (tests/conftest.py)."""
+"""XLA's own, for its CPU; tests/conftest.py has them for the suite, at level 0."""
 
 CASES: dict[str, Callable[[], Case]] = family_a() | {"128 QPs, n = 10": lambda: qp_case(10)}
 

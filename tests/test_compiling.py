@@ -17,9 +17,9 @@ def test_the_committed_results_are_of_every_case():
     assert [row["case"] for row in results["rows"]] == list(compiling.CASES)
 
 
-def test_the_suite_is_compiled_with_the_options_that_the_page_advises():
+def test_the_suite_is_compiled_with_the_options_that_the_page_advises_and_not_optimised():
     flags = os.environ["XLA_FLAGS"].split()
-    for name, value in compiling.OPTIONS.items():
+    for name, value in {**compiling.OPTIONS, "xla_backend_optimization_level": 0}.items():
         assert f"--{name}={str(value).lower() if isinstance(value, bool) else value}" in flags
 
 
