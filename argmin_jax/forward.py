@@ -21,7 +21,7 @@ from .constrained import (
 )
 from .equilibration import equilibrated_units
 from .factors import KKTFactors, if_needed
-from .linear_solve import can_do_without
+from .linear_solve import apply_kept_factors, can_do_without
 from .optimality import (
     Active,
     Barrier,
@@ -48,6 +48,7 @@ ROUNDS = 4
 LOOSEST = 3e-3
 BEFORE_UNITS = 12  # steps of a solver before the units of the unknowns are looked at
 SMALL = 0.01  # a share of the residual that is no sign of a push
+NEAR = 10  # so many times the size of the start are no drift
 FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
 
 
@@ -112,26 +113,29 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         conditions,
         problem.args,
         method.linear_solver,
+        start,
         blocks=blocks,
         sparing=sparing,
         constant=product is not None,
     )
     final = _attempts(problem, newton, method)
     point = final.polished
+    adrift = _is_adrift(newton, point, tol)
     if sparing:
 
-        def by_factors(zero) -> Polished:
+        def by_factors(zero) -> tuple[Polished, Bool[Array, ""]]:
             forming = dataclasses.replace(newton, sparing=False, skippable=True)
-            return dataclasses.replace(forming.polish(point.z + zero), factors=None)
+            formed = forming.polish(point.z + zero)
+            return dataclasses.replace(formed, factors=None), _is_adrift(forming, formed, tol)
 
         settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)
-        point = if_needed(~settled, by_factors, point, start.dtype)
+        point, adrift = if_needed(~settled, by_factors, (point, adrift), start.dtype)
     value = problem.objective(point.z, problem.args)
     violations = _violations(point)
     finite = jnp.isfinite(value) & _is_finite(point)
     solved = finite & _is_stationary(point, tol)
     status = _first(
-        (Status.UNBOUNDED, _is_far(point.z, problem.start) & ~(solved & ~_is_pushed_on(point))),
+        (Status.UNBOUNDED, _is_far(point.z, start) & ~(solved & ~_is_pushed_on(point)) | adrift),
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
@@ -254,6 +258,7 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         conditions,
         args,
         method.linear_solver,
+        start,
         matrices=lambda z, active: matrices(conditions, z, args, active, constant),
     )
     if isinstance(minimiser, ConstrainedMinimiser):
@@ -273,13 +278,15 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     point = settled.polished
     solved = finite & (violations.worst <= method.tol) & _is_near(point, method.tol, start.size)
     minimum = solved & ~point.spectrum.indefinite
+    # (An interior point goes to the middle of a face of solutions without one.)
+    adrift = _is_adrift(newton, point, method.tol, limit=jnp.inf)
     point = without_flat_directions(newton, point, settled.active, start.size, minimum)
     settled = eqx.tree_at(lambda s: s.polished, settled, point)
     feasible = violations.infeasibility <= method.tol
     y, multipliers = point.z[: start.size], point.z[start.size :]
     status = _first(
         (Status.INFEASIBLE, infeasible & ~feasible),
-        (Status.UNBOUNDED, _is_far(y, start) & ~solved),
+        (Status.UNBOUNDED, _is_far(y, start) & ~solved | adrift),
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
@@ -311,7 +318,7 @@ def _find_root(problem: Equations, conditions: Conditions, method: Method) -> Fo
         jnp.array(method.max_steps, jnp.int32),
     )
     z, steps = method.minimiser.run(problem, start, tolerance, jnp.ones_like(tolerance), max_steps)
-    newton = Newton(conditions, problem.args, method.linear_solver)
+    newton = Newton(conditions, problem.args, method.linear_solver, start)
     point = newton.polish(z)
     violations = _violations(point)
     finite = _is_finite(point)
@@ -383,6 +390,27 @@ def _is_pushed_on(point: Polished) -> Bool[Array, ""]:
     left = jnp.abs(point.residual + point.reaction)
     left_over = jnp.any(left > SMALL * jnp.abs(point.response))
     return (point.spectrum.rank_deficiency != 0) & left_over
+
+
+def _is_adrift(newton: Newton, point: Polished, tol: float, limit: float = FAR) -> Bool[Array, ""]:
+    """Whether y went far along directions that K takes as null, and is pushed on: then there is no
+    minimum that way, only a residual that is ever smaller beside y; beside the start it is not. A
+    solver of minima goes farther than ``limit`` by a push alone, be it too small to be seen."""
+    size, eps = newton.start.size, jnp.finfo(point.z.dtype).eps
+    way = newton.way(point.z)
+    largest_y = jnp.maximum(1, jnp.max(jnp.abs(point.z[:size]), initial=0))
+    stiffness = jnp.max(jnp.abs(point.response[:size]), initial=0) / largest_y
+    if point.factors is None:
+        # Without factors, all of the way is taken to be so if only rounding is left of its image.
+        rounding = 10 * size * eps * stiffness * jnp.max(jnp.abs(way), initial=0)
+        null = jnp.where(jnp.max(jnp.abs(point.image), initial=0) <= rounding, way, 0)
+    else:
+        null = way - apply_kept_factors(newton.linear_solver, point.factors, point.image)
+    left = jnp.max(jnp.abs(point.residual + point.reaction)[:size], initial=0)
+    unit = 1 + jnp.max(jnp.abs(newton.start), initial=0)
+    drift = jnp.max(jnp.abs(null[:size]), initial=0) / unit
+    pushed = left > tol * stiffness * unit
+    return (point.spectrum.rank_deficiency != 0) & ((drift > limit) | (drift > NEAR) & pushed)
 
 
 def _is_far(y: Float[Array, " n"], start: Float[Array, " n"]) -> Bool[Array, ""]:

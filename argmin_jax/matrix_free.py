@@ -90,7 +90,7 @@ class Sign(eqx.Module):
 
 
 def sign(operator: lx.AbstractLinearOperator) -> Sign:
-    """By conjugate gradients with a random right-hand side b.
+    """By conjugate gradients with a right-hand side b of standard normal numbers.
 
     As long as all curvature is positive, the residual is p(A) b with a polynomial p that is 1 at
     zero and whose zeros are positive: along an eigenvector of an eigenvalue that is not positive it
@@ -99,7 +99,7 @@ def sign(operator: lx.AbstractLinearOperator) -> Sign:
     so many steps, no negative curvature was met: neither is known.
     """
     struct = operator.in_structure()
-    b = jax.random.rademacher(jax.random.key(0), struct.shape, struct.dtype)
+    b = jax.random.normal(jax.random.key(0), struct.shape, struct.dtype)
     target = jnp.array(SEEN**2, b.dtype)
     end = conjugate_gradients(operator.mv, b, target, SIGN_STEPS)
     smallest, largest = end.pivots

@@ -49,6 +49,7 @@ class Polished(eqx.Module):
     step: Float[Array, " k"]  # the next Newton step: an estimate of z* - z
     response: Float[Array, " k"]  # K v, v = probe(z): the scale of the residual
     reaction: Float[Array, " k"]  # K step: minus the residual, but along directions taken as null
+    image: Float[Array, " k"]  # K times the way from the start: zero along such directions
     spectrum: Spectrum
     factors: Any  # arrays that the backward pass uses again, or None
 
@@ -59,6 +60,8 @@ class Newton(eqx.Module):
     conditions: Conditions
     args: Arguments
     linear_solver: lx.AbstractLinearSolver
+    start: Float[Array, " n"]
+    """Where y was first."""
     blocks: Blocks | None = eqx.field(static=True, default=None)
     """The diagonal blocks of K, if they are known."""
     matrices: Callable[[Float[Array, " k"], Active], KKTMatrices] | None = None
@@ -115,14 +118,15 @@ class Newton(eqx.Module):
             there = self.conditions.jacobian(end.z, self.args, active)
             generic = probe(end.z)
             vectors = comparison_vectors(state, generic)[: 0 if self.constant else None]
-            images = jax.vmap(there.mv)(jnp.stack([generic, end.step, *vectors]))
-            same = self.constant or is_close(operator, state, vectors, images[2:])
+            images = jax.vmap(there.mv)(jnp.stack([generic, end.step, self.way(end.z), *vectors]))
+            same = self.constant or is_close(operator, state, vectors, images[3:])
             point = Polished(
                 z=end.z,
                 residual=end.residual,
                 step=end.step,
                 response=images[0],
                 reaction=images[1],
+                image=images[2],
                 spectrum=spectrum,
                 factors=kept_factors(self.linear_solver, state),
             )
@@ -159,15 +163,21 @@ class Newton(eqx.Module):
         step = jnp.where(last, ROUGH * end.step, end.step)
         residual, operator = linearised(z)
         spectrum = spectrum_at(self.linear_solver, operator, AutoState(operator, None), None)
-        response, reaction = jax.vmap(operator.mv)(jnp.stack([probe(z), step]))
-        return Polished(z, residual, step, response, reaction, spectrum, None)
+        vectors = jnp.stack([probe(z), step, self.way(z)])
+        response, reaction, image = jax.vmap(operator.mv)(vectors)
+        return Polished(z, residual, step, response, reaction, image, spectrum, None)
+
+    def way(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
+        """How y came from the start; zero in the multipliers."""
+        size = self.start.size
+        return jnp.zeros_like(z).at[:size].set(z[:size] - self.start)
 
     def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
         zeros, unknown = jnp.zeros_like(z), unknown_spectrum(z.dtype)
 
         if self.sparing:
-            return Polished(z, zeros, zeros, zeros, zeros, unknown, None)
+            return Polished(z, zeros, zeros, zeros, zeros, zeros, unknown, None)
 
         def factors():
             unit = Linearised(lambda v: v, jax.eval_shape(lambda: z), self.conditions.tags)
@@ -176,7 +186,7 @@ class Newton(eqx.Module):
 
         shapes = jax.eval_shape(factors)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return Polished(z, zeros, zeros, zeros, zeros, unknown, empty)
+        return Polished(z, zeros, zeros, zeros, zeros, zeros, unknown, empty)
 
     def _structure(self, z, active) -> Structure:
         return self.blocks if self.matrices is None else self.matrices(z, active)

@@ -137,6 +137,59 @@ def test_a_fall_to_infinity_along_a_flat_direction_is_no_solution(solver, power)
         assert int(found.report.status) in (Status.UNBOUNDED, Status.NOT_A_MINIMUM)
 
 
+def valley(y, target, push, loss):
+    """Flat along (1, -1), and pushed that way."""
+    return loss(y[0] + y[1] - target) + push * (y[0] - y[1])
+
+
+LOSSES = {"quadratic": lambda x: x**2 / 2, "logistic": lambda x: jnp.logaddexp(x, -x)}
+WAYS = {
+    "LBFGS": {"solver": LBFGS()},
+    "NewtonCG": {"solver": NewtonCG()},
+    "inequality": {"ineq": lambda y, *params: y[0] + y[1] - 10},
+    "bound": {"bounds": (jnp.array([-jnp.inf, -1.0]), jnp.inf)},
+}
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_a_push_along_a_valley_without_end_is_no_solution_however_small_it_is(loss, options):
+    """The residual, the push, is small beside y, which goes as far as 1e38: so would any be."""
+    for push in (1.0, 1e-2, 1e-4, 1e-6):
+        found = solve(
+            lambda y, target, push: valley(y, target, push, loss),
+            jnp.zeros(2),
+            1.0,
+            push,
+            on_failure="ignore",
+            **options,
+        )
+        assert int(found.report.status) == Status.UNBOUNDED, push
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+def test_a_solution_far_off_of_which_directions_are_free_is_one(solver, dtype):
+    """Least squares of minimum norm: prices of about 1e5 by features of which two agree."""
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    x = jnp.asarray(np.concatenate([x, x[:, :1]], axis=1), dtype)
+    prices = x @ jnp.array([1e5, -3e5, 2e5, 5e4, 1e5], dtype) + 1e4 * jnp.sin(
+        jnp.arange(30, dtype=dtype)
+    )
+    found = solve(
+        lambda w, x, t: jnp.mean((x @ w - t) ** 2),
+        jnp.zeros(5, dtype),
+        x,
+        prices,
+        solver=solver,
+        on_failure="ignore",
+    )
+    assert int(found.report.status) == Status.CONVERGED
+    assert int(found.report.rank_deficiency) == 1
+    # Rounding times the condition number, below 10, of the normal equations.
+    assert_close(found.y, np.linalg.pinv(x) @ prices, 1e3 * float(jnp.finfo(dtype).eps))
+
+
 @pytest.mark.parametrize("exponent", [2, 6, 10])
 def test_estimates_bound_the_errors_of_an_ill_conditioned_problem(exponent):
     """Closed form: y = b / scales, so that the gradient of sum(y) in b is 1 / scales."""

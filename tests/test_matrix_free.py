@@ -1,5 +1,7 @@
 """Linear systems and signs from products alone, held against dense algebra."""
 
+import itertools
+
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -21,7 +23,8 @@ def with_eigenvalues(seed: int, values) -> jnp.ndarray:
     return jnp.asarray((basis * np.asarray(values)) @ basis.T)
 
 
-@settings(max_examples=30, deadline=None)
+# The same examples every time: one in a thousand is missed, as `sign` says.
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     negative=st.floats(1e-6, 10.0),
@@ -35,6 +38,15 @@ def test_one_negative_eigenvalue_among_many_is_found_however_small_it_is(seed, n
     assert not found.definite
     # A Rayleigh quotient: no smaller than the smallest eigenvalue.
     assert -negative * (1 + 1e-9) <= found.bound < 0
+
+
+@pytest.mark.parametrize("relative", [-1, 1])
+def test_negative_curvature_along_two_unknowns_is_found_whichever_they_are(relative):
+    """A vector of random signs has no part along half of these directions."""
+    unit = np.eye(4)
+    for i, j in itertools.combinations(range(4), 2):
+        u = unit[i] + relative * unit[j]
+        assert sign(semidefinite(jnp.asarray(unit - np.outer(u, u)))).indefinite  # 1 - |u|^2 = -1
 
 
 @settings(max_examples=30, deadline=None)
