@@ -33,7 +33,7 @@ def spread(matrix) -> float:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**16), st.floats(0.5, 1.5))
+@given(st.integers(0, 2**16), st.floats(0, 1.5))
 def test_rows_of_a_badly_scaled_matrix_get_about_one_length(seed, decades):
     scales = 10 ** np.random.default_rng(seed).uniform(-decades, decades, SIZE)
     matrix = scales[:, None] * correlation(seed) * scales
@@ -41,8 +41,10 @@ def test_rows_of_a_badly_scaled_matrix_get_about_one_length(seed, decades):
     assert np.all(units > 0)
     np.testing.assert_allclose(np.mean(np.log(units)), 0, atol=1e-12)  # rounding alone
     # Each round halves the spread's logarithm, but for the noise of an estimate from four probes:
-    # a factor of about two, seldom four, for each row. (Of 3,000 the worst is half of the bound.)
-    assert spread(units[:, None] * matrix * units) <= 8 * max(1, spread(matrix)) ** 0.3
+    # a factor of about two, seldom four, for each row. Rows that were of one length before are left
+    # with that noise alone. (The worst of 3,000 are 4.5, and 27 without bad scaling.)
+    noise = 8 if decades >= 0.5 else 64
+    assert spread(units[:, None] * matrix * units) <= noise * max(1, spread(matrix)) ** 0.3
 
 
 @pytest.mark.parametrize("entry", [0.0, np.nan, np.inf])
