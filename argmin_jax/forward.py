@@ -19,9 +19,10 @@ from .constrained import (
     settle,
     settle_on_path,
 )
+from .drift import is_adrift, is_far, is_pushed_on
 from .equilibration import equilibrated_units
 from .factors import KKTFactors, if_needed
-from .linear_solve import apply_kept_factors, can_do_without
+from .linear_solve import can_do_without
 from .optimality import (
     Active,
     Barrier,
@@ -47,9 +48,6 @@ from .structure import Constant, constant_hessian, find_blocks, same_blocks
 ROUNDS = 4
 LOOSEST = 3e-3
 BEFORE_UNITS = 12  # steps of a solver before the units of the unknowns are looked at
-SMALL = 0.01  # a share of the residual that is no sign of a push
-NEAR = 10  # so many times the size of the start are no drift
-FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
 
 
 class Method(eqx.Module):
@@ -120,13 +118,13 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     )
     final = _attempts(problem, newton, method)
     point = final.polished
-    adrift = _is_adrift(newton, point, tol)
-    if sparing:
+    adrift = jnp.array(False) if sparing else is_adrift(newton, point, tol)
+    if sparing:  # a K that is singular, or may be, is looked at by its factors
 
         def by_factors(zero) -> tuple[Polished, Bool[Array, ""]]:
             forming = dataclasses.replace(newton, sparing=False, skippable=True)
             formed = forming.polish(point.z + zero)
-            return dataclasses.replace(formed, factors=None), _is_adrift(forming, formed, tol)
+            return dataclasses.replace(formed, factors=None), is_adrift(forming, formed, tol)
 
         settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)
         point, adrift = if_needed(~settled, by_factors, (point, adrift), start.dtype)
@@ -135,7 +133,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     finite = jnp.isfinite(value) & _is_finite(point)
     solved = finite & _is_stationary(point, tol)
     status = _first(
-        (Status.UNBOUNDED, _is_far(point.z, start) & ~(solved & ~_is_pushed_on(point)) | adrift),
+        (Status.UNBOUNDED, is_far(point.z, start) & ~(solved & ~is_pushed_on(point)) | adrift),
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
@@ -279,18 +277,18 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     solved = finite & (violations.worst <= method.tol) & _is_near(point, method.tol, start.size)
     minimum = solved & ~point.spectrum.indefinite
     # (An interior point goes to the middle of a face of solutions without one.)
-    adrift = _is_adrift(newton, point, method.tol, limit=jnp.inf)
+    adrift = is_adrift(newton, point, method.tol, settled.active, limit=jnp.inf)
     point = without_flat_directions(newton, point, settled.active, start.size, minimum)
     settled = eqx.tree_at(lambda s: s.polished, settled, point)
     feasible = violations.infeasibility <= method.tol
     y, multipliers = point.z[: start.size], point.z[start.size :]
     status = _first(
         (Status.INFEASIBLE, infeasible & ~feasible),
-        (Status.UNBOUNDED, _is_far(y, start) & ~solved | adrift),
+        (Status.UNBOUNDED, is_far(y, start) & ~solved | adrift),
         (Status.NOT_FINITE, ~finite),
         (Status.NOT_A_MINIMUM, solved & point.spectrum.indefinite),
         (Status.CONVERGED, solved),
-        (Status.DEGENERATE, feasible & _is_far(multipliers, jnp.zeros(1, y.dtype))),
+        (Status.DEGENERATE, feasible & is_far(multipliers, jnp.zeros(1, y.dtype))),
         (Status.MAX_STEPS, steps >= method.max_steps),
     )
     return _found(status, steps, newton, settled, method, start.size)
@@ -324,7 +322,7 @@ def _find_root(problem: Equations, conditions: Conditions, method: Method) -> Fo
     finite = _is_finite(point)
     solved = finite & _is_stationary(point, method.tol)
     status = _first(
-        (Status.UNBOUNDED, _is_far(point.z, start) & ~solved),
+        (Status.UNBOUNDED, is_far(point.z, start) & ~solved),
         (Status.NOT_FINITE, ~finite),
         (Status.CONVERGED, solved),
         (Status.MAX_STEPS, steps >= method.max_steps),
@@ -381,37 +379,3 @@ def _first(*cases: tuple[Status, Bool[Array, ""]]) -> Int[Array, ""]:
 
 def _is_finite(point: Polished) -> Bool[Array, ""]:
     return jnp.all(jnp.isfinite(point.residual)) & jnp.all(jnp.isfinite(point.response))
-
-
-def _is_pushed_on(point: Polished) -> Bool[Array, ""]:
-    """Whether a part of the residual lies along directions that are too flat, beside the steepest,
-    for K's factors to tell: it counts for nothing in the largest entry of the residual, though
-    along such directions the objective may fall for ever."""
-    left = jnp.abs(point.residual + point.reaction)
-    left_over = jnp.any(left > SMALL * jnp.abs(point.response))
-    return (point.spectrum.rank_deficiency != 0) & left_over
-
-
-def _is_adrift(newton: Newton, point: Polished, tol: float, limit: float = FAR) -> Bool[Array, ""]:
-    """Whether y went far along directions that K takes as null, and is pushed on: then there is no
-    minimum that way, only a residual that is ever smaller beside y; beside the start it is not. A
-    solver of minima goes farther than ``limit`` by a push alone, be it too small to be seen."""
-    size, eps = newton.start.size, jnp.finfo(point.z.dtype).eps
-    way = newton.way(point.z)
-    largest_y = jnp.maximum(1, jnp.max(jnp.abs(point.z[:size]), initial=0))
-    stiffness = jnp.max(jnp.abs(point.response[:size]), initial=0) / largest_y
-    if point.factors is None:
-        # Without factors, all of the way is taken to be so if only rounding is left of its image.
-        rounding = 10 * size * eps * stiffness * jnp.max(jnp.abs(way), initial=0)
-        null = jnp.where(jnp.max(jnp.abs(point.image), initial=0) <= rounding, way, 0)
-    else:
-        null = way - apply_kept_factors(newton.linear_solver, point.factors, point.image)
-    left = jnp.max(jnp.abs(point.residual + point.reaction)[:size], initial=0)
-    unit = 1 + jnp.max(jnp.abs(newton.start), initial=0)
-    drift = jnp.max(jnp.abs(null[:size]), initial=0) / unit
-    pushed = left > tol * stiffness * unit
-    return (point.spectrum.rank_deficiency != 0) & ((drift > limit) | (drift > NEAR) & pushed)
-
-
-def _is_far(y: Float[Array, " n"], start: Float[Array, " n"]) -> Bool[Array, ""]:
-    return jnp.max(jnp.abs(y), initial=0) > FAR * (1 + jnp.max(jnp.abs(start)))

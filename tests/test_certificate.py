@@ -167,6 +167,38 @@ def test_a_push_along_a_valley_without_end_is_no_solution_however_small_it_is(lo
         assert int(found.report.status) == Status.UNBOUNDED, push
 
 
+@pytest.mark.parametrize(
+    "push, solver", [(1e-4, LBFGS()), (1e-9, NewtonCG())], ids=["LBFGS", "NewtonCG"]
+)
+def test_a_push_along_a_curved_valley_without_end_is_seen_without_factors(push, solver):
+    """The way from the start is not all along what K takes as null: y2 follows y0 by degrees."""
+
+    def curved(y, target, push):
+        return valley(y, target, push, LOSSES["quadratic"]) + 0.1 * (y[2] - y[0]) ** 4
+
+    options = {"solver": solver, "linear_solver": Auto(dense_limit=0), "on_failure": "ignore"}
+    found = solve(curved, jnp.zeros(3), 1.0, push, **options)
+    assert jnp.max(jnp.abs(found.y)) > 1e4
+    assert int(found.report.status) == Status.UNBOUNDED
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6])
+def test_a_solution_far_off_in_a_flat_valley_is_one_without_factors(size):
+    """Closed form; with a condition number of 1e9, more than the look at the sign can tell."""
+    scales = jnp.geomspace(1.0, 1e-9, 60)
+    far = size * jnp.cos(jnp.arange(60.0))
+    found = solve(
+        lambda y, far: jnp.sum(scales * (y - far) ** 2) / 2,
+        jnp.zeros(60),
+        far,
+        linear_solver=Auto(dense_limit=0),
+        on_failure="ignore",
+    )
+    assert int(found.report.rank_deficiency) == -1  # unknown
+    assert int(found.report.status) == Status.CONVERGED
+    assert_close(found.y, far, 1e-6)  # rounding times the condition number
+
+
 @pytest.mark.parametrize("solver", [LBFGS(), NewtonCG()], ids=["LBFGS", "NewtonCG"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
 def test_a_solution_far_off_of_which_directions_are_free_is_one(solver, dtype):

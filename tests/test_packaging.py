@@ -43,9 +43,10 @@ ROOMS = {
     "polish": {"program", "operators", "optimality", "structure", "factors", "linear_solve"},
     "constrained": {"program", "structure", "optimality", "factors", "polish"},
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
+    "drift": {"optimality", "factors", "linear_solve", "matrix_free", "polish"},
     "forward": {
         "program", "problem", "structure", "optimality", "factors", "linear_solve", "solvers",
-        "report", "polish", "constrained", "certificate", "equilibration",
+        "report", "polish", "constrained", "certificate", "drift", "equilibration",
     },
     "rules": {
         "program", "problem", "optimality", "lanes", "linear_solve", "implicit", "report",

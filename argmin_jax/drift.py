@@ -1,0 +1,65 @@
+"""Points that a fall to infinity left: how far y went, and whether anything pushes it on."""
+
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Bool, Float, Scalar
+
+from .factors import if_needed
+from .linear_solve import apply_kept_factors
+from .matrix_free import solve_matrix_free
+from .optimality import Active
+from .polish import Newton, Polished
+
+SMALL = 0.01  # a share of the residual that is no sign of a push
+NEAR = 10  # so many times the size of the start are no drift
+FAR = 1e4  # an unsolved point this much larger than the start counts as a sign of divergence
+
+
+def is_far(y: Float[Array, " n"], start: Float[Array, " n"]) -> Bool[Array, ""]:
+    """Whether y is much larger than the start was, beside 1."""
+    return _largest(y) > FAR * (1 + _largest(start))
+
+
+def is_pushed_on(point: Polished) -> Bool[Array, ""]:
+    """Whether a part of the residual lies along directions that are too flat, beside the steepest,
+    for K's factors to tell: it counts for nothing in the largest entry of the residual, though
+    along such directions the objective may fall for ever."""
+    left = jnp.abs(point.residual + point.reaction)
+    left_over = jnp.any(left > SMALL * jnp.abs(point.response))
+    return (point.spectrum.rank_deficiency != 0) & left_over
+
+
+def is_adrift(
+    newton: Newton,
+    point: Polished,
+    tol: float,
+    active: Active | None = None,
+    limit: float = FAR,
+) -> Bool[Array, ""]:
+    """Whether y went far along directions that K takes as null, and is pushed on: then there is no
+    minimum that way, only a residual that is ever smaller beside y; beside the start it is not. A
+    solver of minima goes farther than ``limit`` by a push alone, be it too small to be seen."""
+    size = newton.start.size
+    unit = 1 + _largest(newton.start)
+    stiffness = _largest(point.response[:size]) / jnp.maximum(1, _largest(point.z[:size]))
+    pushed = _largest((point.residual + point.reaction)[:size]) > tol * stiffness * unit
+
+    def far(vector: Array, known: Bool[Array, ""] | bool = True) -> Bool[Array, ""]:
+        drift = _largest(vector[:size]) / unit
+        return (drift > limit) & known | (drift > NEAR) & pushed
+
+    way, singular = newton.way(point.z), point.spectrum.rank_deficiency != 0
+    if point.factors is not None:
+        along = apply_kept_factors(newton.linear_solver, point.factors, point.image)
+        return singular & far(way - along)
+
+    def by_products(zero) -> Bool[Array, ""]:
+        operator = lx.linearise(newton.conditions.jacobian(point.z + zero, newton.args, active))
+        along, known = solve_matrix_free(operator, point.image)
+        return far(way - along, known)
+
+    return if_needed(singular & far(way), by_products, jnp.array(False), way.dtype)
+
+
+def _largest(x: Array) -> Scalar:
+    return jnp.max(jnp.abs(x), initial=0)
