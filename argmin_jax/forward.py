@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .certificate import Certificate, certify, without_flat_directions
 from .constrained import (
@@ -47,6 +47,7 @@ from .structure import Constant, constant_hessian, find_blocks, same_blocks
 # suffice is it asked for more, in this many rounds.
 ROUNDS = 4
 LOOSEST = 3e-3
+STUCK = 0.9  # a step that leaves this share of the residual does not lessen it
 BEFORE_UNITS = 12  # steps of a solver before the units of the unknowns are looked at
 
 
@@ -131,7 +132,7 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
     value = problem.objective(point.z, problem.args)
     violations = _violations(point)
     finite = jnp.isfinite(value) & _is_finite(point)
-    solved = finite & _is_stationary(point, tol)
+    solved = finite & _is_stationary(point, tol) & ~_is_kinked(newton, point)
     status = _first(
         (Status.UNBOUNDED, is_far(point.z, start) & ~(solved & ~is_pushed_on(point)) | adrift),
         (Status.NOT_FINITE, ~finite),
@@ -230,7 +231,28 @@ def _is_solved(point: Polished, tol: float) -> Bool[Array, ""]:
 
 
 def _is_stationary(point: Polished, tol: float) -> Bool[Array, ""]:
-    return (_violations(point).worst <= tol) & _is_near(point, tol, point.z.size)
+    left = _violations(point).worst
+    near = (left <= tol) & _is_near(point, tol, point.z.size)
+    # Where y is too small for its unit to show, a small residual says nothing, but Newton's step
+    # leads far beyond the solution. (Of what rounding leaves no step makes less.)
+    eps = jnp.finfo(left.dtype).eps
+    kinked = (point.fall > STUCK) & (left > 1e4 * eps)
+    return near & ~kinked & ~((point.fall > 4) & (left > 30 * eps))
+
+
+def _is_kinked(newton: Newton, point: Polished) -> Bool[Array, ""]:
+    """Whether the gradient is about what it was at the start, and no step makes it smaller or none
+    is left that would: then the residual is small only beside a K that has no bound near a kink, as
+    that of a norm."""
+    before = newton.conditions.residual(newton.start, newton.args)
+    moved = _largest(newton.way(point.z)) > 0.01 * jnp.maximum(1, _largest(point.z))
+    left = _largest(point.residual)
+    stuck = (point.fall > STUCK) | (_largest(point.residual + point.reaction) > 0.5 * left)
+    return moved & stuck & (left > 0.01 * _largest(before))
+
+
+def _largest(x: Array) -> Scalar:
+    return jnp.max(jnp.abs(x), initial=0)
 
 
 def _is_near(point: Polished, tol: float, size: int) -> Bool[Array, ""]:

@@ -47,6 +47,7 @@ class Polished(eqx.Module):
     z: Float[Array, " k"]
     residual: Float[Array, " k"]
     step: Float[Array, " k"]  # the next Newton step: an estimate of z* - z
+    fall: Scalar  # what the last step that was tried left of the residual; 0 where none was
     response: Float[Array, " k"]  # K v, v = probe(z): the scale of the residual
     reaction: Float[Array, " k"]  # K step: minus the residual, but along directions taken as null
     image: Float[Array, " k"]  # K times the way from the start: zero along such directions
@@ -114,7 +115,8 @@ class Newton(eqx.Module):
                 residual = self.conditions.residual(z, self.args, active)
                 return residual, -apply_factors(self.linear_solver, state, residual)
 
-            end = _steps(z, residual_and_step, allowed & ~spectrum.indefinite, exact=True)
+            allowed_here = allowed & ~spectrum.indefinite
+            end = _steps(z, residual_and_step, self.start.size, allowed_here, exact=True)
             there = self.conditions.jacobian(end.z, self.args, active)
             generic = probe(end.z)
             vectors = comparison_vectors(state, generic)[: 0 if self.constant else None]
@@ -124,6 +126,7 @@ class Newton(eqx.Module):
                 z=end.z,
                 residual=end.residual,
                 step=end.step,
+                fall=end.fall,
                 response=images[0],
                 reaction=images[1],
                 image=images[2],
@@ -157,15 +160,16 @@ class Newton(eqx.Module):
             residual, operator = linearised(z)
             return residual, -rough_solution(operator, residual)
 
-        end = _steps(z, residual_and_step, allowed, exact=False)
-        last = allowed & _is_tiny(ROUGH * end.step, end.z)
+        size = self.start.size
+        end = _steps(z, residual_and_step, size, allowed, exact=False)
+        last = allowed & _is_tiny(ROUGH * end.step, end.z, size)
         z = jnp.where(last, end.z + end.step, end.z)
         step = jnp.where(last, ROUGH * end.step, end.step)
         residual, operator = linearised(z)
         spectrum = spectrum_at(self.linear_solver, operator, AutoState(operator, None), None)
         vectors = jnp.stack([probe(z), step, self.way(z)])
         response, reaction, image = jax.vmap(operator.mv)(vectors)
-        return Polished(z, residual, step, response, reaction, image, spectrum, None)
+        return Polished(z, residual, step, end.fall, response, reaction, image, spectrum, None)
 
     def way(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
         """How y came from the start; zero in the multipliers."""
@@ -175,9 +179,10 @@ class Newton(eqx.Module):
     def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
         zeros, unknown = jnp.zeros_like(z), unknown_spectrum(z.dtype)
+        nothing = z, zeros, zeros, jnp.zeros((), z.dtype), zeros, zeros, zeros, unknown
 
         if self.sparing:
-            return Polished(z, zeros, zeros, zeros, zeros, zeros, unknown, None)
+            return Polished(*nothing, None)
 
         def factors():
             unit = Linearised(lambda v: v, jax.eval_shape(lambda: z), self.conditions.tags)
@@ -186,7 +191,7 @@ class Newton(eqx.Module):
 
         shapes = jax.eval_shape(factors)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return Polished(z, zeros, zeros, zeros, zeros, zeros, unknown, empty)
+        return Polished(*nothing, empty)
 
     def _structure(self, z, active) -> Structure:
         return self.blocks if self.matrices is None else self.matrices(z, active)
@@ -209,13 +214,14 @@ class _Steps(eqx.Module):
     z: Float[Array, " k"]
     residual: Float[Array, " k"]
     step: Float[Array, " k"]
+    fall: Scalar
     count: Int[Array, ""]
     ratio: Scalar  # of the last two steps' lengths, or residuals'
     finished: Bool[Array, ""]  # as near as rounding allows
 
 
 def _steps(
-    z: Float[Array, " k"], evaluate: Callable, allowed: Bool[Array, ""], exact: bool
+    z: Float[Array, " k"], evaluate: Callable, size: int, allowed: Bool[Array, ""], exact: bool
 ) -> _Steps:
     """Newton steps while they shrink fast; ``evaluate(z)`` returns the residual and the step at z.
 
@@ -228,28 +234,40 @@ def _steps(
     def advance(here: _Steps) -> _Steps:
         z = here.z + here.step
         residual, step = evaluate(z)
-        compared = (step, here.step) if exact else (residual, here.residual)
-        ratio = _norm(compared[0]) / _norm(compared[1])
+        fall = _norm(residual) / _norm(here.residual)
+        ratio = _norm(step) / _norm(here.step) if exact else fall
         accepted = ratio < ACCEPTED  # False where it is NaN
         # Short steps that shrank fast and then no longer do have reached the level of rounding;
         # longer ones, the limits of this factorisation.
-        short = _norm(here.step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * jnp.maximum(1, _norm(z))
-        finished = jnp.where(accepted, _is_tiny(left * step, z), short & (here.ratio < fast))
-        there = _Steps(z, residual, step, here.count + 1, ratio, finished)
-        kept = _Steps(here.z, here.residual, here.step, here.count, jnp.ones_like(ratio), finished)
+        short = is_short(here.step, z) & (here.ratio < fast)
+        finished = jnp.where(accepted, _is_tiny(left * step, z, size), short)
+        there = _Steps(z, residual, step, fall, here.count + 1, ratio, finished)
+        kept = dataclasses.replace(here, fall=fall, ratio=jnp.ones_like(ratio), finished=finished)
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there, kept)
 
     def goes_on(here: _Steps):
         return allowed & ~here.finished & (here.ratio < fast) & (here.count < STEPS)
 
     residual, step = evaluate(z)
-    tiny = _is_tiny(left * step, z)
-    start = _Steps(z, residual, step, jnp.array(0), jnp.zeros((), z.dtype), tiny)
+    tiny = _is_tiny(left * step, z, size)
+    zero = jnp.zeros((), z.dtype)
+    start = _Steps(z, residual, step, zero, jnp.array(0), zero, tiny)
     return jax.lax.while_loop(goes_on, advance, start)
 
 
-def _is_tiny(step: Array, z: Array) -> Bool[Array, ""]:
-    return _norm(step) <= 8 * jnp.finfo(z.dtype).eps * jnp.maximum(1, _norm(z))
+def is_short(step: Array, z: Array) -> Bool[Array, ""]:
+    """Whether a step is so short that the next would be beyond rounding, if they shrink fast."""
+    return _norm(step) <= jnp.finfo(z.dtype).eps ** (2 / 3) * jnp.maximum(1, _norm(z))
+
+
+def _is_tiny(step: Array, z: Array, size: int) -> Bool[Array, ""]:
+    """Whether a step is none but for rounding: of y, the first ``size`` entries, in whatever unit
+    they are; of the multipliers, beside everything."""
+    rounding = 8 * jnp.finfo(z.dtype).eps
+    of_y = _norm(step[:size]) <= rounding * _norm(z[:size])
+    if size == z.size:
+        return of_y
+    return of_y & (_norm(step[size:]) <= rounding * jnp.maximum(1, _norm(z)))
 
 
 def _norm(x: Array) -> Scalar:

@@ -222,6 +222,53 @@ def test_a_solution_far_off_of_which_directions_are_free_is_one(solver, dtype):
     assert_close(found.y, np.linalg.pinv(x) @ prices, 1e3 * float(jnp.finfo(dtype).eps))
 
 
+POINTS = jnp.array([[0.0, 0.0], [1.0, 0.1], [-0.9, 0.3], [0.1, 1.0], [0.2, -1.1]])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_a_kink_where_curvature_has_no_bound_is_no_solution(shift):
+    """The geometric median of these points is one of them, as the unit vectors from there to the
+    others add up to less than one. Nearby the gradient is no smaller, only small beside the
+    Hessian, and its derivative in the points is not what the Hessian says."""
+    starts = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)))
+
+    def distances(y, points):
+        return jnp.sum(jnp.linalg.norm(y[None] - points, axis=-1))
+
+    def median(start):
+        return solve(distances, start, POINTS + shift, on_failure="ignore")
+
+    found = jax.jit(jax.vmap(median))(starts)
+    assert jnp.max(jnp.abs(found.y - shift)) < 1e-6
+    assert not jnp.any(found.report.status == Status.CONVERGED)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-5])
+def test_a_solution_far_smaller_than_one_is_found_in_float32(unit):
+    """Closed form: y* = unit log p, dy*/dp = unit / p. At zero the residual is small, too."""
+    unit = jnp.array(unit, jnp.float32)
+    p = jnp.array([3.0, 7.0], jnp.float32)
+
+    def minimiser(p):
+        return argmin(
+            lambda y, p: jnp.sum(jnp.exp(y / unit) - p * y / unit), jnp.zeros(2, jnp.float32), p
+        )
+
+    assert_close(minimiser(p) / unit, jnp.log(p), 1e-5)  # a hundred roundings
+    assert_close(jax.jacrev(minimiser)(p) / unit, jnp.diag(1 / p), 1e-5)
+
+
+def test_a_start_that_is_a_solution_only_beside_one_is_none():
+    """The same in a unit so small that the residual at zero is below the tolerance."""
+    unit = 1e-12
+    found = solve(
+        lambda y: jnp.sum(jnp.exp(y / unit) - 7 * y / unit), jnp.zeros(2), on_failure="ignore"
+    )
+    solution = unit * jnp.log(7.0)
+    right = jnp.max(jnp.abs(found.y - solution)) <= 1e-8 * solution
+    assert right or int(found.report.status) != Status.CONVERGED
+
+
 @pytest.mark.parametrize("exponent", [2, 6, 10])
 def test_estimates_bound_the_errors_of_an_ill_conditioned_problem(exponent):
     """Closed form: y = b / scales, so that the gradient of sum(y) in b is 1 / scales."""
