@@ -1,5 +1,7 @@
 """From a solver's point to a constrained minimum: the active constraints, polish and judgement."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -9,11 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .factors import KKTMatrices
 from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers, probe, quotient
-from .polish import Newton, Polished
+from .polish import Newton, Polished, is_short
 from .program import Arguments
 from .structure import Blocks, Constant, hessian_blocks, jacobian_function
 
 ROUNDS = 8  # of corrections to the set of active constraints
+ATTEMPTS = 5  # sets of active constraints that the corrections start from
+NOISE = 10  # so many times the rounding of a slack, or of a multiplier, are none
 
 
 class Violations(eqx.Module):
@@ -54,65 +58,109 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     one whose multiplier turns out negative is let go, one that is violated is taken in.
 
     A constraint that is *weakly* active, with slack and multiplier both zero, is let go too, so
-    that derivatives are those of the problem without it, unless the Hessian is indefinite then.
+    that derivatives are those of the problem without it, unless the Hessian is indefinite then, or
+    singular though there is a multiplier that is only small beside the largest.
+
+    Where that does not lead to a solution, though there is one nearby, a constraint may be in the
+    way that only seems to be active, as a plane is that all but touches a ball where y is: the
+    loosest are left out one after the other.
     """
     conditions, args = newton.conditions, newton.args
     assert isinstance(conditions, KarushKuhnTucker)
     start = conditions.join(found)
     level = weak_level(start.dtype)
-    first = _likely_active(conditions, found, args, constant)
-    always = _pack(conditions, _always_active(conditions, args))
+    noise = NOISE * float(jnp.finfo(start.dtype).eps)
+    equal = _always_active(conditions, args)
+    always, of_equal = (
+        _pack(conditions, equal),
+        _pack(conditions, Active(equal.ineq, equal.lower, equal.lower)),
+    )
+    before, there = measure(conditions, found, args, equal, constant)
+    nearby = before.worst <= tol**0.5
+    # Where the multiplier is larger than the slack: the two sides of an interior point's path.
+    likely = (there.multiplier > there.slack) | always
+
+    none = jnp.zeros_like(likely)
 
     def advance(state: _State) -> _State:
         active = _unpack(conditions, state.active, args)
         polished = newton.polish(start, active, ~state.given_up, like=state.polished)
         polished = _without_inactive(conditions, polished, active)
-        at = conditions.split(polished.z)
+        at, spectrum = conditions.split(polished.z), polished.spectrum
         violations, margins = measure(conditions, at, args, active, constant)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
-        violated = ~state.active & (margins.slack < -jnp.minimum(level, tol))
-        # Of a constraint let go as weakly active the Hessian may have negative curvature there.
-        needed = ~state.active & state.dropped & polished.spectrum.indefinite
-        taken = violated | needed
+        # Slacks are relative to y, but to no less than one: what y rounds to may be far less.
+        unit = jnp.minimum(1, jnp.maximum(_largest(jnp.abs(at.y)), _largest(jnp.abs(newton.start))))
+        violated = ~state.active & (margins.slack < -noise * unit)
+        # Without a constraint let go the Hessian may have negative curvature, or leave y free.
+        needed = state.dropped & spectrum.indefinite
+        needed |= state.pressing & (spectrum.rank_deficiency > 0)
+        taken = violated | (needed & ~state.active)
         changed = jnp.any(weak | taken) & ~state.given_up
-        after = (state.active & ~weak) | taken
         last = state.count + 1 >= ROUNDS
-        lost = ~(violations.worst <= tol) & (~changed | last) & ~state.given_up
-        return _State(
-            active=jnp.where(
-                lost, _pack(conditions, first), jnp.where(changed & ~last, after, state.active)
-            ),
+        corrected = _State(
+            active=jnp.where(changed & ~last, (state.active & ~weak) | taken, state.active),
             kept=state.kept | taken,
             dropped=state.dropped | weak,
+            pressing=state.pressing | (weak & (margins.multiplier > noise)),
+            left_out=state.left_out,
             polished=polished,
             violations=violations,
             weakly_active=jnp.sum(
-                (jnp.abs(margins.slack) <= level) & (margins.multiplier <= level) & ~always
+                (jnp.abs(margins.slack) <= level) & (margins.multiplier <= level) & ~of_equal
             ).astype(jnp.int32),
             count=state.count + 1,
-            given_up=state.given_up | lost,
-            goes_on=jnp.where(lost, True, changed & ~last),
+            attempts=state.attempts,
+            given_up=state.given_up,
+            goes_on=changed & ~last,
+        )
+        solved = violations.worst <= tol
+        first = (state.attempts == 1) | (state.attempts > ATTEMPTS)
+        candidates = likely & ~always & ~state.left_out
+        more = nearby & jnp.any(candidates) & (state.attempts < ATTEMPTS)
+        sure = solved & is_short(polished.step[: at.y.size], at.y)
+        accepted = sure | (solved & first & ~more) | state.given_up
+        anew = begun_anew(corrected, candidates, more, first)
+        ended = ~corrected.goes_on & ~accepted
+        return jax.tree.map(partial(jnp.where, ended), anew, corrected)
+
+    def begun_anew(state: _State, candidates, more, first) -> _State:
+        """With one constraint less; or, where none of these attempts leads to a solution, as at
+        first; or, where that does not either, without steps: the solver's own point is judged."""
+        looseness = jnp.where(candidates, there.slack, -jnp.inf)
+        loosest = candidates & (looseness == jnp.max(looseness, initial=-jnp.inf))
+        left_out = more & (state.left_out | loosest)
+        return dataclasses.replace(
+            state,
+            active=likely & ~left_out,
+            kept=always,
+            dropped=none,
+            pressing=none,
+            left_out=left_out,
+            count=jnp.array(0),
+            attempts=jnp.where(more, state.attempts + 1, ATTEMPTS + 1),
+            given_up=~more & first,
+            goes_on=jnp.array(True),
         )
 
-    packed = _pack(conditions, first)
     zero = jnp.zeros((), start.dtype)
     blank = _State(
-        active=packed,
+        active=likely,
         kept=always,
-        dropped=jnp.zeros_like(packed),
-        polished=newton.blank(start, first),
+        dropped=none,
+        pressing=none,
+        left_out=none,
+        polished=newton.blank(start, _unpack(conditions, likely, args)),
         violations=Violations(zero, zero, zero),
         weakly_active=jnp.array(0, jnp.int32),
         count=jnp.array(0),
+        attempts=jnp.array(1),
         given_up=jnp.array(False),
         goes_on=jnp.array(True),
     )
-    # Where no active set leads to a solution the solver's own point is judged as it is: one more
-    # round, without steps.
     end = jax.lax.while_loop(lambda state: state.goes_on, advance, blank)
-    return Settled(
-        end.polished, _unpack(conditions, end.active, args), end.weakly_active, end.violations
-    )
+    active = _unpack(conditions, end.active, args)
+    return Settled(end.polished, active, end.weakly_active, end.violations)
 
 
 def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Settled:
@@ -157,10 +205,13 @@ class _State(eqx.Module):
     active: Bool[Array, " c"]
     kept: Bool[Array, " c"]  # not to be let go any more
     dropped: Bool[Array, " c"]
+    pressing: Bool[Array, " c"]  # of these, those of a multiplier that is not zero
+    left_out: Bool[Array, " c"]  # of those that are likely to be active
     polished: Polished
     violations: Violations
     weakly_active: Int[Array, ""]
     count: Int[Array, ""]
+    attempts: Int[Array, ""]
     given_up: Bool[Array, ""]
     goes_on: Bool[Array, ""]
 
@@ -295,16 +346,6 @@ def _margins(
         multipliers += [at.lower, at.upper]
     relative = jnp.concatenate(multipliers) / jnp.where(scale > 0, scale, 1)
     return _Margins(jnp.concatenate(slacks), relative)
-
-
-def _likely_active(
-    conditions: KarushKuhnTucker, found: Multipliers, args: Arguments, constant: Constant
-) -> Active:
-    """Where the multiplier is larger than the slack: the two sides of an interior point's path."""
-    always = _always_active(conditions, args)
-    _, margins = measure(conditions, found, args, always, constant)
-    packed = margins.multiplier > margins.slack
-    return _unpack(conditions, packed | _pack(conditions, always), args)
 
 
 def _always_active(conditions: KarushKuhnTucker, args: Arguments) -> Active:

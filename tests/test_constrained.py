@@ -227,6 +227,84 @@ def test_weakly_active_bound_is_counted_and_has_the_derivative_without_it():
     assert_close(slope, jnp.array(0.0), 1e-10)
 
 
+IN_THE_WAY = {
+    "box": {"ineq": lambda y, p: y @ y - 1, "bounds": (None, 1.0)},
+    "box, on a sphere": {"eq": lambda y, p: y @ y - 1, "bounds": (-1.0, 1.0)},
+    "disc": {"ineq": lambda y, p: jnp.stack([y @ y - 1, (y[0] + 1) ** 2 + y[1] ** 2 - 4])},
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("constraints", IN_THE_WAY.values(), ids=IN_THE_WAY.keys())
+def test_constraint_that_all_but_touches_another_is_not_in_its_way(constraints, dtype):
+    """Projection on the unit disc, by a redundant constraint that is tangent to it at (1, 0): as
+    far as an interior point can tell it is active at the other points, too."""
+
+    @jax.jit
+    def project(p):
+        def point(p):
+            found = solve(
+                lambda y, p: jnp.sum((y - p) ** 2), jnp.array([0.6, 0.2], dtype), p, **constraints
+            )
+            return found.y, found.y
+
+        return jax.jacrev(point, has_aux=True)(p)
+
+    accuracy = 10 * float(jnp.finfo(dtype).eps)
+    for height in (3e-2, 1e-2, 1e-3, 1e-4, 1e-5) if dtype is jnp.float64 else (0.1, 1e-2):
+        p = jnp.array([2.0, height], dtype)
+        jacobian, y = project(p)
+        length = jnp.linalg.norm(p)
+        normal = p / length
+        tangential = (jnp.eye(2) - jnp.outer(normal, normal)) / length
+        # Where the tangents nearly agree, y is where rounding lets it be: within eps / height.
+        assert_close(y, normal, accuracy / height)
+        assert_close(jacobian, tangential, accuracy / height)
+
+
+@pytest.mark.parametrize("cost, dtype", [(1e5, jnp.float32), (1e6, jnp.float64)])
+def test_bound_that_a_small_cost_pushes_against_is_held(cost, dtype):
+    """The multipliers of a linear program are its costs, of which one is small beside the other."""
+
+    def program(low):
+        lower = jnp.stack([jnp.zeros((), dtype), low])
+        found = solve(
+            lambda y: cost * y[0] + y[1], jnp.array([0.5, 3.0], dtype), bounds=(lower, None)
+        )
+        return found.y, found
+
+    slope, found = jax.jacrev(program, has_aux=True)(jnp.ones((), dtype))
+    assert_close(found.y, jnp.array([0.0, 1.0]), 1e-6)
+    assert_close(found.multipliers.lower, jnp.array([cost, 1.0]), 1e-6)
+    assert_close(slope, jnp.array([0.0, 1.0]), 1e-6)
+    assert int(found.report.rank_deficiency) == 0
+
+
+@pytest.mark.parametrize(
+    "unit, dtype", [(1e-5, jnp.float32), (1e-9, jnp.float64), (1e-9, jnp.float32)]
+)
+def test_bounds_hold_in_whatever_unit_the_unknown_has(unit, dtype):
+    unit = jnp.array(unit, dtype)
+
+    def capped(cap):
+        return argmin(lambda y: (y / unit - 2) ** 2, unit / 2, bounds=(0 * unit, cap))
+
+    assert float(capped(unit)) == pytest.approx(float(unit), rel=1e-6)
+    assert float(jax.grad(capped)(unit)) == pytest.approx(1, rel=1e-6)
+
+
+def test_no_bound_is_left_by_less_than_the_tolerance():
+    """Projection on y >= 0 of points that are nearly in it."""
+    p = jnp.array([-9e-5, -2e-4, -3e-6, 3e-5], jnp.float32)  # by more than rounding
+
+    def project(p):
+        return argmin(distance, jnp.ones(4, jnp.float32), p, bounds=(0.0, None))
+
+    assert_close(project(p), jnp.maximum(p, 0), 1e-6)
+    assert bool(jnp.all(project(p) >= 0))
+    assert bool(jnp.all(jax.jacrev(project)(p) == jnp.diag((p > 0).astype(p.dtype))))
+
+
 def test_constraint_that_is_given_twice_is_reported_and_the_gradient_right():
 
     @jax.jit
