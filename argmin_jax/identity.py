@@ -31,8 +31,11 @@ _BUILTINS = frozenset(
     "issubclass len list map max min pow print range reversed round slice sorted str sum "
     "tuple type zip Exception ValueError TypeError RuntimeError AssertionError".split()
 )
-# Functions of the libraries that read more than their arguments: random states, named axes.
-_WORLDLY = frozenset("random axis_size psum pmean".split())
+# Functions of the libraries that read more than their arguments: random states, files, named axes.
+_WORLDLY = frozenset(
+    "random load loadtxt genfromtxt fromfile memmap open_memmap axis_size axis_index psum pmean "
+    "pmax pmin all_gather all_to_all psum_scatter ppermute pshuffle".split()
+)
 _CONTAINERS = (list, tuple, dict, type(None))
 _MOST_VALUES = 2000
 
@@ -65,10 +68,26 @@ def identity(fn: Any) -> Hashable:
 
 def is_plain(structure: Any) -> bool:
     """Whether a tree consists of Python's containers and those of libraries that we know, so that
-    no method of the user's classes can reach the trace through it."""
+    no method of the user's classes, and none of his functions, can reach the trace through it."""
     node = structure.node_data()
-    known = node is None or node[0] in _CONTAINERS or _is_pure(node[0].__module__)
-    return known and all(is_plain(child) for child in structure.children())
+    if node is not None and node[0] not in _CONTAINERS:
+        kind, static = node
+        if not (_is_pure(kind.__module__) and _is_settled(static)):
+            return False
+    return all(is_plain(child) for child in structure.children())
+
+
+def _is_settled(static: Any) -> bool:
+    """Whether what a container holds besides its leaves is data, or functions of libraries."""
+    if isinstance(static, dict):
+        return all(map(_is_settled, (*static.keys(), *static.values())))
+    if isinstance(static, tuple | list | frozenset | set):
+        return all(map(_is_settled, static))
+    if callable(static) and type(static) is not functools.partial:
+        return _is_pure(getattr(static, "__module__", None) or "") or _is_immutable(static)
+    return not callable(static) and (
+        type(static).__module__ == "builtins" or _is_pure(type(static).__module__)
+    )
 
 
 class _Reader:
@@ -109,7 +128,7 @@ class _Reader:
     def _function(self, fn: types.FunctionType) -> Iterable[Hashable]:
         key = [ById(fn.__code__)]
         key += [self.read(x) for x in (fn.__defaults__, fn.__kwdefaults__, vars(fn))]
-        names, own = _names(fn.__code__)
+        names, own, own_globals = _names(fn.__code__)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             if name not in own:
                 try:
@@ -121,7 +140,7 @@ class _Reader:
         if names is None:
             raise Opaque
         for name in names:  # of globals, but also of attributes
-            if name in own:
+            if name in own_globals:
                 continue
             if name in fn.__globals__:
                 key += [name, self.read(fn.__globals__[name])]
@@ -151,17 +170,26 @@ def _is_pure(module: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[tuple[str, ...] | None, frozenset[str]]:
+def _names(
+    code: types.CodeType,
+) -> tuple[tuple[str, ...] | None, frozenset[str], frozenset[str]]:
     """The names in a function's code and in that of the functions inside it (None if they lead
-    beyond what can be read), and those of outer variables that it assigns to. These, counters of
-    calls and the like, are its own affair: a value that depended on them would be no function."""
+    beyond what can be read), and those of the outer variables, and of the globals, that it assigns
+    to. These, counters of calls and the like, are its own affair: a value that depended on them
+    would be no function. A variable of an inner function is another one, whatever its name."""
     instructions = list(dis.get_instructions(code))
+
+    def assigned(operation: str) -> set[str]:
+        return {i.argval for i in instructions if i.opname == operation}
+
     imports = [i.argval for i in instructions if i.opname == "IMPORT_NAME"]
-    own = {i.argval for i in instructions if i.opname in ("STORE_DEREF", "STORE_GLOBAL")}
+    outer = set(code.co_freevars) - set(code.co_cellvars)
+    own, own_globals = assigned("STORE_DEREF") & outer, assigned("STORE_GLOBAL")
     # f.__globals__, x.__dict__, np.random, ...; modules imported while the function runs.
     worldly = any(name.startswith("__") or name in _WORLDLY for name in code.co_names)
     names = None if worldly or not all(map(_is_pure, imports)) else dict.fromkeys(code.co_names)
     for inner in (_names(const) for const in code.co_consts if isinstance(const, types.CodeType)):
-        own |= inner[1]
+        own |= inner[1] & outer
+        own_globals |= inner[2]
         names = None if names is None or inner[0] is None else names | dict.fromkeys(inner[0])
-    return names if names is None else tuple(names), frozenset(own)
+    return names if names is None else tuple(names), frozenset(own), frozenset(own_globals)

@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import tempfile
 import types
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -173,6 +175,45 @@ def _closed_over_name():
         number = value
 
     return lambda y: jnp.sum((y - number) ** 2), set_
+
+
+def _name_that_an_inner_function_has_too():
+    number = 1.0
+
+    def set_(value):
+        nonlocal number
+        number = value
+
+    def objective(y):
+        def nothing(z):
+            number = 0 * jnp.sum(z)  # its own, and captured by the lambda
+            return jnp.sum(jax.vmap(lambda v: v * number)(z))
+
+        return jnp.sum((y - number) ** 2) + nothing(y)
+
+    return objective, set_
+
+
+def _global_whose_name_an_inner_function_has():
+    def objective(y):
+        def nothing(z):
+            _number = 0 * jnp.sum(z)
+            return jnp.sum(jax.vmap(lambda v: v * _number)(z))
+
+        return jnp.sum((y - _number) ** 2) + nothing(y)
+
+    return objective, _set_global
+
+
+def _file():
+    path = Path(tempfile.mkdtemp()) / "number.npy"
+
+    def set_(value):
+        np.save(path, np.array(value))
+
+    set_(1.0)
+    name = str(path)
+    return lambda y: jnp.sum((y - np.load(name)) ** 2), set_
 
 
 def _closed_over_jax_array():
@@ -437,6 +478,9 @@ HIDING_PLACES = {
     "numpy array, bfloat16": lambda: _array_of_numpy(dtype=jnp.bfloat16),
     "numpy array of objects": lambda: _array_of_numpy(dtype=object),
     "view of a numpy array": _view_of_an_array,
+    "name that an inner function has, too": _name_that_an_inner_function_has_too,
+    "global whose name an inner function has": _global_whose_name_an_inner_function_has,
+    "file": _file,
     "numpy record": _record,
     "list": lambda: _element([1.0]),
     "dict": lambda: _element({"a": 1.0}),
@@ -516,7 +560,12 @@ class _Pair(NamedTuple):
         return jnp.sum((self.scale * y - _number) ** 2)
 
 
-@pytest.mark.parametrize("param", [_Model(jnp.ones(1)), _Pair(jnp.ones(1), 2.0)], ids=type)
+_PARTIAL = jax.tree_util.Partial(lambda scale, y: jnp.sum((scale * y - _number) ** 2), jnp.ones(1))
+
+
+@pytest.mark.parametrize(
+    "param", [_Model(jnp.ones(1)), _Pair(jnp.ones(1), 2.0), _PARTIAL], ids=type
+)
 def test_change_that_a_method_of_a_param_can_see_is_seen_by_the_next_call(param):
     def objective(y, models):
         return models["a"][0](y)
