@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar
 
 from .forward import Found, Method, find
 from .implicit import root_jvp, root_vjp
@@ -35,6 +35,23 @@ def _policy(setting: Setting, report: Report, status: Array) -> Scalar:
     return failure_offset(
         setting.on_failure, setting.method.tol, status, report.steps, report.residual
     )
+
+
+def _policy_once_more(setting: Setting, found: Found, solved: Array | bool = True) -> Scalar:
+    """What is added to a derivative whose linear solve was ``solved``, and for a forward failure.
+    A derivative that does not depend on z (of a linear objective, say) would otherwise be computed
+    without the forward pass, and so without its check."""
+    status = jnp.where(solved, Status.CONVERGED, Status.LINEAR_SOLVE_FAILED).astype(jnp.int32)
+    if setting.on_failure in ("raise", "nan"):
+        status = jnp.maximum(status, found.report.status)
+    return _policy(setting, found.report, status)
+
+
+def _under_policy(setting: Setting, found: Found, tangents: PyTree) -> PyTree:
+    """The same for a rule that has to stay linear: a factor. Of the tangents of the arguments, so
+    that in reverse mode no NaN reaches Lineax, which would raise an error of its own there."""
+    factor = 1 + _policy_once_more(setting, found)
+    return jax.tree.map(lambda dot: dot * factor.astype(dot.dtype), tangents)
 
 
 def find_solution(setting: Setting, problem: Problem | Equations) -> Found:
@@ -120,12 +137,7 @@ def _root_bwd(setting, saved, z_bar):
     found = jax.lax.stop_gradient(found)
     conditions, solver = setting.conditions, setting.method.linear_solver
     floating_bar, solved = _pull_back_jitted(conditions, solver, found, z, floating, other, z_bar)
-    # The forward failure once more: a gradient that does not depend on z (of a linear objective,
-    # say) would otherwise be computed without the forward pass, and so without its check.
-    status = jnp.where(solved, Status.CONVERGED, Status.LINEAR_SOLVE_FAILED).astype(jnp.int32)
-    if setting.on_failure in ("raise", "nan"):
-        status = jnp.maximum(status, found.report.status)
-    offset = _policy(setting, found.report, status)
+    offset = _policy_once_more(setting, found, solved)
     return None, jax.tree.map(lambda bar: bar + offset.astype(bar.dtype), floating_bar), None
 
 
@@ -152,6 +164,7 @@ def _root_jvp(setting, primals, tangents):
     _, floating_dot, _ = tangents
     z = _forward_root(setting, found, floating, other)
     found = jax.lax.stop_gradient(found)
+    floating_dot = _under_policy(setting, found, floating_dot)
     return z, _push_forward_jitted(setting, found, z, floating, other, floating_dot)
 
 
@@ -185,13 +198,16 @@ def _value_bwd(setting, saved, value_bar):
     _, pull_back = jax.vjp(
         lambda floating: setting.conditions.value(z, eqx.combine(floating, other)), floating
     )
-    return None, *pull_back(value_bar), None
+    (floating_bar,) = pull_back(value_bar)
+    offset = _policy_once_more(setting, jax.lax.stop_gradient(found))
+    return None, jax.tree.map(lambda bar: bar + offset.astype(bar.dtype), floating_bar), None
 
 
 def _value_jvp(setting, primals, tangents):
     found, floating, other = primals
     _, floating_dot, _ = tangents
     z = _forward_root(setting, found, floating, other)
+    floating_dot = _under_policy(setting, jax.lax.stop_gradient(found), floating_dot)
     _, value_dot = jax.jvp(
         lambda floating: setting.conditions.value(z, eqx.combine(floating, other)),
         (floating,),

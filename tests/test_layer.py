@@ -416,6 +416,38 @@ def test_on_failure_nan_poisons_value_and_gradient_of_the_failed_lane_alone():
     assert_close(slopes[::2], -1 / (1 + lambdas[::2]) ** 2, 1e-12)
 
 
+def pushed_without_end(y, a):
+    return -jnp.sum(y) * a
+
+
+def pushed_without_end_beside_a_term(y, a):
+    return 3 * a - jnp.sum(y**2)
+
+
+# Derivatives that need no solution: of a linear objective, and of a term beside it in the value.
+BESIDE_THE_SOLUTION = {
+    "minimiser": lambda a, **options: argmin(pushed_without_end, jnp.ones(2), a, **options)[0],
+    "value": lambda a, **options: (
+        solve(pushed_without_end_beside_a_term, jnp.ones(2), a, **options).value
+    ),
+}
+
+
+@pytest.mark.parametrize("forward_mode", [False, True], ids=["reverse", "forward"])
+@pytest.mark.parametrize("result", BESIDE_THE_SOLUTION.values(), ids=BESIDE_THE_SOLUTION.keys())
+def test_failure_is_not_silent_in_a_derivative_that_needs_no_solution(result, forward_mode):
+    def slope(derivative, policy):
+        return jax.jit(
+            derivative(lambda a: result(a, forward_mode=forward_mode, on_failure=policy))
+        )
+
+    for derivative in (jax.jacrev, jax.jacfwd) if forward_mode else (jax.jacrev,):
+        assert jnp.isnan(slope(derivative, "nan")(1.0))
+        with pytest.raises(Exception, match="UNBOUNDED"):
+            jax.block_until_ready(slope(derivative, "raise")(1.0))
+        assert jnp.isfinite(slope(derivative, "ignore")(1.0))
+
+
 def test_on_failure_warn_names_the_status_eagerly_and_under_jit():
     def run(a):
         return argmin(rosenbrock, jnp.array([-1.2, 1.0]), a, max_steps=2, on_failure="warn")
