@@ -159,7 +159,13 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         goes_on=jnp.array(True),
     )
     end = jax.lax.while_loop(lambda state: state.goes_on, advance, blank)
-    active = _unpack(conditions, end.active, args)
+    # Of two equal bounds the one that y is pushed against: it moves y, where they move apart.
+    active, pushed_up = (
+        _unpack(conditions, end.active, args),
+        conditions.split(end.polished.z).bounds > 0,
+    )
+    at_upper = active.upper | (equal.lower & pushed_up)
+    active = Active(active.ineq, active.lower & ~at_upper, at_upper)
     return Settled(end.polished, active, end.weakly_active, end.violations)
 
 
@@ -286,7 +292,7 @@ def measure(
     margins = _margins(conditions, at, args, jacobian, scale)
     always = _pack(conditions, _always_active(conditions, args))
     equalities = conditions.constraints(at.y, args)[:p]
-    broken = quotient(jnp.abs(equalities), _row_scales(jacobian[:p], at.y))
+    broken = quotient(jnp.abs(equalities), _row_scales(conditions, jacobian[:p], at.y, args))
     negative = jnp.where(always, 0, -margins.multiplier)
     apart = jnp.where(
         _pack(conditions, active), margins.slack, jnp.minimum(margins.slack, margins.multiplier)
@@ -320,8 +326,16 @@ def _largest(x: Array) -> Scalar:
     return jnp.max(jnp.concatenate([jnp.zeros(1, x.dtype), x]))
 
 
-def _row_scales(jacobian: Float[Array, "r n"], y: Float[Array, " n"]) -> Float[Array, " r"]:
-    return jnp.abs(jacobian) @ jnp.maximum(jnp.abs(y), 1)
+def _row_scales(
+    conditions: KarushKuhnTucker,
+    jacobian: Float[Array, "r n"],
+    y: Float[Array, " n"],
+    args: Arguments,
+) -> Float[Array, " r"]:
+    """The changes of constraints under a displacement of y of relative size one; a variable that is
+    held at equal bounds is not displaced, and has its own size only."""
+    held = _always_active(conditions, args).lower
+    return jnp.abs(jacobian) @ jnp.maximum(jnp.abs(y), jnp.where(held, 0, 1))
 
 
 def _margins(
@@ -336,7 +350,7 @@ def _margins(
     rows = jacobian[p:]
     values = conditions.constraints(at.y, args)[p:]
     # A constraint that no variable moves is measured as it is.
-    row_scales = _row_scales(rows, at.y)
+    row_scales = _row_scales(conditions, rows, at.y, args)
     slacks = [-values / jnp.where(row_scales > 0, row_scales, 1)]
     multipliers = [at.ineq * jnp.max(jnp.abs(rows), axis=1, initial=0)]
     if args.bounds is not None:

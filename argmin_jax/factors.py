@@ -245,6 +245,10 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         rank_deficiency=jnp.array(0, jnp.int32),
     )
     inverse = if_needed(~regular & finite, by_eigenvalues, found, dtype)
+    # One unknown that no constraint holds shows it by itself, however small its unit is.
+    loose = (free > 0) & jnp.all(unit == 0, axis=0)
+    own, of_row = jnp.diagonal(projected), jnp.max(jnp.abs(projected), axis=1, initial=0)
+    down = jnp.any(loose & (own < -10 * n * eps * of_row))
     return KKTFactors(
         free=free,
         active=active,
@@ -254,7 +258,7 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
         lengths=lengths,
         size=size,
         inverse=inverse,
-        indefinite=inverse.curvature < -10 * n * eps * size,
+        indefinite=(inverse.curvature < -10 * n * eps * size) | down,
         bounded=parts.bounded,
     )
 

@@ -241,14 +241,19 @@ def _is_stationary(point: Polished, tol: float) -> Bool[Array, ""]:
 
 
 def _is_kinked(newton: Newton, point: Polished) -> Bool[Array, ""]:
-    """Whether the gradient is about what it was at the start, and no step makes it smaller or none
-    is left that would: then the residual is small only beside a K that has no bound near a kink, as
-    that of a norm."""
-    before = newton.conditions.residual(newton.start, newton.args)
-    moved = _largest(newton.way(point.z)) > 0.01 * jnp.maximum(1, _largest(point.z))
-    left = _largest(point.residual)
-    stuck = (point.fall > STUCK) | (_largest(point.residual + point.reaction) > 0.5 * left)
-    return moved & stuck & (left > 0.01 * _largest(before))
+    """Whether the gradient jumps here, by a share of what it was at the start: over a displacement
+    hardly beyond rounding it changes, and not as K says. Or nearly here, where K has no bound, as
+    near the kink of a norm: then the gradient that is left is small only beside K, and no step
+    makes it smaller, or none is left that would."""
+    conditions, args, z = newton.conditions, newton.args, point.z
+    before = _largest(conditions.residual(newton.start, args))
+    moved = _largest(newton.way(z)) > 0.01 * jnp.maximum(1, _largest(z))
+    small = 4 * jnp.finfo(z.dtype).eps
+    change = conditions.residual(z + small * probe(z), args) - point.residual
+    apart = _largest(change - small * point.response) > 0.5 * _largest(change)
+    jumps = apart & (_largest(change) > 0.01 * before)
+    stuck = (point.fall > STUCK) | _is_left_over(point, z.size)
+    return moved & (jumps | stuck & (_largest(point.residual) > 0.01 * before))
 
 
 def _largest(x: Array) -> Scalar:
@@ -297,6 +302,10 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
     finite = jnp.all(jnp.isfinite(settled.polished.z)) & jnp.isfinite(violations.worst)
     point = settled.polished
     solved = finite & (violations.worst <= method.tol) & _is_near(point, method.tol, start.size)
+    # What is left of the gradient is nothing beside the largest of the terms that it is made of,
+    # but it is not rounding, and nothing holds y against it.
+    pushed = _is_left_over(point, start.size)
+    solved &= ~(pushed & (violations.stationarity > 100 * jnp.finfo(start.dtype).eps))
     minimum = solved & ~point.spectrum.indefinite
     # (An interior point goes to the middle of a face of solutions without one.)
     adrift = is_adrift(newton, point, method.tol, settled.active, limit=jnp.inf)
@@ -314,6 +323,12 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
         (Status.MAX_STEPS, steps >= method.max_steps),
     )
     return _found(status, steps, newton, settled, method, start.size)
+
+
+def _is_left_over(point: Polished, size: int) -> Bool[Array, ""]:
+    """Whether most of the residual in y lies along directions that K takes as null."""
+    left = _largest((point.residual + point.reaction)[:size])
+    return (point.spectrum.rank_deficiency != 0) & (left > 0.5 * _largest(point.residual[:size]))
 
 
 def _nonlinear_program(problem: Problem, conditions: KarushKuhnTucker) -> NonlinearProgram:
@@ -343,8 +358,9 @@ def _find_root(problem: Equations, conditions: Conditions, method: Method) -> Fo
     violations = _violations(point)
     finite = _is_finite(point)
     solved = finite & _is_stationary(point, method.tol)
+    adrift = is_adrift(newton, point, method.tol)
     status = _first(
-        (Status.UNBOUNDED, is_far(point.z, start) & ~solved),
+        (Status.UNBOUNDED, is_far(point.z, start) & ~solved | adrift),
         (Status.NOT_FINITE, ~finite),
         (Status.CONVERGED, solved),
         (Status.MAX_STEPS, steps >= method.max_steps),

@@ -6,7 +6,7 @@ once, and a jitted solve with it compiled once.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import equinox as eqx
 import jax
@@ -179,9 +179,33 @@ def _trace(
         return jax.tree.leaves(found)
 
     closed = jax.make_jaxpr(checked)(y0, *params)
+    for name, axis in _collectives(closed.jaxpr):
+        raise ValueError(
+            f"a function of y must not look along the named axis {axis!r}, as it does by {name}: "
+            "each lane, or shard, is a problem of its own. Compute what it needs of the others "
+            "outside, and pass it as a param; or solve one problem for all of them."
+        )
     # A copy of an array of NumPy, which might be changed in place later.
     closed_over = [jnp.array(x) if isinstance(x, np.ndarray) else x for x in closed.consts]
     return Program(closed.jaxpr, out), closed_over
+
+
+# Operations that name an axis and do not look along it.
+_LOCAL = frozenset("pvary pcast pbroadcast".split())
+
+
+def _collectives(jaxpr: jex.Jaxpr) -> Iterator[tuple[str, str]]:
+    """The operations that look along a named axis from outside of a program, and the axis."""
+    for eqn in jaxpr.eqns:
+        axes = eqn.params.get("axis_name", eqn.params.get("axes", ()))
+        for axis in axes if isinstance(axes, tuple) else (axes,):
+            if isinstance(axis, str) and eqn.primitive.name not in _LOCAL:
+                yield eqn.primitive.name, axis
+        if eqn.primitive.name != "shard_map":  # that binds its axes itself
+            for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _collectives(inner)
 
 
 _CONFIG = (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from argmin_jax import LBFGS, Auto, NewtonCG, Status, argmin, solve
+from argmin_jax import LBFGS, ArgminError, Auto, NewtonCG, Status, argmin, solve
 
 from .problems import assert_close, quadratic, random_spd
 
@@ -241,6 +241,28 @@ def test_a_kink_where_curvature_has_no_bound_is_no_solution(shift):
     found = jax.jit(jax.vmap(median))(starts)
     assert jnp.max(jnp.abs(found.y - shift)) < 1e-6
     assert not jnp.any(found.report.status == Status.CONVERGED)
+
+
+@pytest.mark.parametrize("start", [0.5, 2.0, -3.0])
+def test_a_tie_at_the_minimum_is_no_solution(start):
+    """JAX's gradient at a tie is the mean of both, here zero: the jump beside it tells. y* =
+    (1 - sqrt p) / (1 + sqrt p) has the derivative -1/4 at p = 1, and the Hessian says -1/2."""
+    with pytest.raises(ArgminError):
+        argmin(lambda y, p: jnp.maximum((y - 1) ** 2, p * (y + 1) ** 2), jnp.array(start), 1.0)
+
+
+@pytest.mark.parametrize(
+    "width, dtype",
+    [(1e-2, jnp.float32), (1e-3, jnp.float32), (1e-3, jnp.float64), (1e-6, jnp.float64)],
+)
+def test_a_kink_that_is_smoothed_is_a_solution_however_steep_it_is(width, dtype):
+    """Soft thresholding by sqrt(y^2 + width^2): (y - p) + y / sqrt(...) = 0 in every entry. (In
+    float32, whose tolerance is 1e-4, points at widths of 1e-4 may be wrong, and are refused.)"""
+    p = jnp.array([0.5, -0.3, 2.0], dtype)
+    y = argmin(lambda y, p: jnp.sum((y - p) ** 2 / 2 + jnp.sqrt(y**2 + width**2)), p, p)
+    slope = y / jnp.sqrt(y**2 + width**2)
+    # Rounding of y times the slope's derivative, which is up to 1 / width.
+    assert_close(y - p, -slope, 10 * float(jnp.finfo(dtype).eps) / width)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-5])

@@ -227,6 +227,60 @@ def test_weakly_active_bound_is_counted_and_has_the_derivative_without_it():
     assert_close(slope, jnp.array(0.0), 1e-10)
 
 
+def test_of_equal_bounds_the_one_that_y_is_pushed_against_moves_it():
+    """y* = clip((5, -5), lower, upper): lower may only go down from there, upper only up."""
+
+    def clipped(lower, upper):
+        found = solve(
+            lambda y: jnp.sum((y - jnp.array([5.0, -5.0])) ** 2),
+            jnp.zeros(2),
+            bounds=(lower, upper),
+        )
+        return found.y, found.report
+
+    (of_lower, of_upper), report = jax.jacrev(clipped, argnums=(0, 1), has_aux=True)(
+        jnp.ones(2), jnp.ones(2)
+    )
+    assert_close(of_lower, jnp.diag(jnp.array([0.0, 1.0])), 1e-12)
+    assert_close(of_upper, jnp.diag(jnp.array([1.0, 0.0])), 1e-12)
+    assert int(report.weakly_active) == 0
+
+
+def test_variable_that_is_held_makes_no_equality_look_satisfied():
+    """y0 = 0 and y1 <= 1, so that y1 = 5 - 1e9 y0 is not to be had."""
+    found = solve(
+        lambda y: jnp.sum((y - 3) ** 2),
+        jnp.array([0.0, 0.5]),
+        eq=lambda y: y[1] + 1e9 * y[0] - 5,
+        bounds=(jnp.zeros(2), jnp.array([0.0, 1.0])),
+        on_failure="ignore",
+    )
+    assert int(found.report.status) == Status.INFEASIBLE
+
+
+def test_maximum_in_one_unknown_shows_beside_a_far_steeper_one():
+    """In float32 the whole spectrum would hide it."""
+    found = solve(
+        lambda y: 1000 * (y[0] - 1) ** 2 - 1e-3 * y[1] ** 2,
+        jnp.array([0.5, 0.0], jnp.float32),
+        bounds=(-1.0, 1.0),
+        on_failure="ignore",
+    )
+    assert int(found.report.status) != Status.CONVERGED
+
+
+def test_point_that_a_small_cost_would_still_move_is_no_solution():
+    """The solver stops at y1 = 1.000001, as the cost of 1 is nothing beside that of 1e8."""
+    found = solve(
+        lambda y: 1e8 * y[0] + y[1],
+        jnp.array([0.5, 3.0]),
+        bounds=(jnp.array([0.0, 1.0]), None),
+        on_failure="ignore",
+    )
+    right = jnp.max(jnp.abs(found.y - jnp.array([0.0, 1.0]))) < 1e-10
+    assert right or int(found.report.status) != Status.CONVERGED
+
+
 IN_THE_WAY = {
     "box": {"ineq": lambda y, p: y @ y - 1, "bounds": (None, 1.0)},
     "box, on a sphere": {"eq": lambda y, p: y @ y - 1, "bounds": (-1.0, 1.0)},

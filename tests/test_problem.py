@@ -607,6 +607,31 @@ def test_size_of_a_named_axis_is_seen_anew():
         assert_close(found, jnp.full(size, float(size**2)), 0.0)
 
 
+COLLECTIVES = {
+    "psum": lambda y: jax.lax.psum(jnp.sum(y**2), "lanes"),
+    "pmax": lambda y: jnp.sum((y - jax.lax.pmax(y, "lanes")) ** 2),
+    "all_gather": lambda y: jnp.sum(jax.lax.all_gather(y, "lanes") ** 2),
+    "axis_index": lambda y: jnp.sum((y - jax.lax.axis_index("lanes")) ** 2),
+    "psum, in a jitted function": jax.jit(lambda y: jax.lax.psum(jnp.sum(y**2), "lanes")),
+}
+
+
+@pytest.mark.parametrize("objective", COLLECTIVES.values(), ids=COLLECTIVES.keys())
+def test_objective_that_looks_along_a_named_axis_is_told_that_each_lane_is_its_own(objective):
+    with pytest.raises(ValueError, match="named axis 'lanes'"):
+        jax.vmap(lambda y: argmin(objective, y), axis_name="lanes")(jnp.zeros((3, 1)))
+
+
+def test_objective_may_have_a_named_axis_of_its_own():
+    def objective(y, t):
+        return jax.vmap(
+            lambda t: jax.lax.pmean((y - t) ** 2, "samples"), axis_name="samples", out_axes=None
+        )(t)
+
+    lanes = jax.vmap(lambda t: argmin(objective, jnp.zeros(()), t), axis_name="lanes")
+    assert_close(lanes(jnp.array([[0.0, 2.0], [1.0, 5.0]])), jnp.array([1.0, 3.0]), 1e-12)
+
+
 def test_random_numbers_of_numpy_are_drawn_anew():
     def objective(y):
         return jnp.sum(y) + np.random.normal()

@@ -74,6 +74,43 @@ def test_every_root_finder_leads_to_the_same_root_and_gradient(solver):
     assert_close(gradient, jnp.sum(dense_jacobian(expected, T), axis=0), 1e-12)
 
 
+IN_FLOAT32 = {
+    "root": lambda t: root(lambda z, t: z**3 - t, jnp.ones(3, t.dtype), t),
+    "fixed point": lambda t: fixed_point(
+        lambda z, t: z - (z**3 - t) / 12, jnp.ones(3, t.dtype), t, solver=optx.Newton(1e-4, 1e-4)
+    ),
+    "least squares": lambda t: least_squares(lambda z, t: z**3 - t, jnp.ones(3, t.dtype), t),
+}
+
+
+@pytest.mark.parametrize("solve", IN_FLOAT32.values(), ids=IN_FLOAT32.keys())
+def test_float32_unknowns_are_solved_for_in_float32_though_float64_is_on(solve):
+    t = T.astype(jnp.float32)
+    z = solve(t)
+    assert z.dtype == jnp.float32
+    assert_close(z, jnp.cbrt(T), 1e-6)
+    assert_close(jax.jacrev(solve)(t), jnp.diag(jnp.cbrt(T) / (3 * T)), 1e-6)
+
+
+@pytest.mark.parametrize("start", [0.0, 5e-6, 1e-5])
+def test_root_far_smaller_than_one_is_found_in_float32(start):
+    """A binding equilibrium in moles per litre: x^2 + (c + k - t) x - k t = 0."""
+
+    def free(x, t):
+        return x + jnp.float32(3e-6) * x / (jnp.float32(2e-6) + x) - t
+
+    def closed_form(t):
+        b = 3e-6 + 2e-6 - t
+        return (-b + jnp.sqrt(b**2 + 4 * 2e-6 * t)) / 2
+
+    def found(t):
+        return root(free, jnp.array(start, jnp.float32), t)
+
+    t = jnp.array(5e-6, jnp.float32)
+    assert_close(found(t), closed_form(5e-6), 1e-5)  # a hundred roundings
+    assert_close(jax.grad(found)(t), jax.grad(closed_form)(5e-6), 1e-5)
+
+
 @pytest.mark.parametrize("solver", [SVD(), Auto(dense_limit=2)], ids=["SVD", "matrix-free"])
 def test_linear_solvers_of_a_root_agree_with_dense_algebra(solver):
     gradient = jax.grad(lambda t: jnp.sum(root(cubic, Z0, t, linear_solver=solver)))(T)

@@ -244,9 +244,15 @@ class _Optimistix:
                 tightened = jnp.minimum(given, jnp.maximum(share * given, least))
                 solver = eqx.tree_at(lambda s, option=option: getattr(s, option), solver, tightened)
         solution = optx.minimise(
-            problem.objective, solver, y, problem.args, max_steps=self.max_steps, throw=False
+            _in_working_precision(problem.objective, y.dtype),
+            solver,
+            y.astype(jnp.result_type(float)),
+            problem.args,
+            max_steps=self.max_steps,
+            throw=False,
         )
-        return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        return solution.value.astype(y.dtype), steps
 
 
 @dataclass(frozen=True)
@@ -260,14 +266,15 @@ class _LeastSquares:
         del tolerance, share, max_steps
         loose = _loose_tolerance(y)
         solution = optx.least_squares(
-            self.residual,
+            _in_working_precision(self.residual, y.dtype),
             self.solver or optx.LevenbergMarquardt(rtol=loose, atol=loose),
-            y,
+            y.astype(jnp.result_type(float)),
             problem.args,
             max_steps=self.max_steps,
             throw=False,
         )
-        return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        return solution.value.astype(y.dtype), steps
 
 
 @dataclass(frozen=True)
@@ -282,14 +289,25 @@ class _RootFinder:
         default = optx.FixedPointIteration if problem.is_map else optx.Dogleg
         find: Any = optx.fixed_point if problem.is_map else optx.root_find
         solution = find(
-            problem.function,
+            _in_working_precision(problem.function, y.dtype),
             self.solver or default(rtol=loose, atol=loose),
-            y,
+            y.astype(jnp.result_type(float)),
             problem.args,
             max_steps=self.max_steps,
             throw=False,
         )
-        return solution.value, jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
+        return solution.value.astype(y.dtype), steps
+
+
+def _in_working_precision(fn: Callable, dtype: Any) -> Callable:
+    """A function of y, evaluated in y's ``dtype``, for solvers that keep step sizes and the like in
+    JAX's default precision and mix the two."""
+
+    def cast(y: Array, args: Any) -> Array:
+        return fn(y.astype(dtype), args).astype(jnp.result_type(float))
+
+    return fn if dtype == jnp.result_type(float) else cast
 
 
 def _loose_tolerance(y: Array) -> float:
