@@ -71,15 +71,12 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     level = weak_level(start.dtype)
     noise = NOISE * float(jnp.finfo(start.dtype).eps)
     equal = _always_active(conditions, args)
-    always, of_equal = (
-        _pack(conditions, equal),
-        _pack(conditions, Active(equal.ineq, equal.lower, equal.lower)),
-    )
+    always = _pack(conditions, equal)
+    of_equal = _pack(conditions, Active(equal.ineq, equal.lower, equal.lower))
     before, there = measure(conditions, found, args, equal, constant)
     nearby = before.worst <= tol**0.5
     # Where the multiplier is larger than the slack: the two sides of an interior point's path.
     likely = (there.multiplier > there.slack) | always
-
     none = jnp.zeros_like(likely)
 
     def advance(state: _State) -> _State:
@@ -160,10 +157,8 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     )
     end = jax.lax.while_loop(lambda state: state.goes_on, advance, blank)
     # Of two equal bounds the one that y is pushed against: it moves y, where they move apart.
-    active, pushed_up = (
-        _unpack(conditions, end.active, args),
-        conditions.split(end.polished.z).bounds > 0,
-    )
+    active = _unpack(conditions, end.active, args)
+    pushed_up = conditions.split(end.polished.z).bounds > 0
     at_upper = active.upper | (equal.lower & pushed_up)
     active = Active(active.ineq, active.lower & ~at_upper, at_upper)
     return Settled(end.polished, active, end.weakly_active, end.violations)

@@ -236,8 +236,8 @@ def _is_stationary(point: Polished, tol: float) -> Bool[Array, ""]:
     # Where y is too small for its unit to show, a small residual says nothing, but Newton's step
     # leads far beyond the solution. (Of what rounding leaves no step makes less.)
     eps = jnp.finfo(left.dtype).eps
-    kinked = (point.fall > STUCK) & (left > 1e4 * eps)
-    return near & ~kinked & ~((point.fall > 4) & (left > 30 * eps))
+    kept, raised = point.fall > STUCK, point.fall > 4
+    return near & ~(kept & (left > 1e4 * eps)) & ~(raised & (left > 30 * eps))
 
 
 def _is_kinked(newton: Newton, point: Polished) -> Bool[Array, ""]:
@@ -248,12 +248,16 @@ def _is_kinked(newton: Newton, point: Polished) -> Bool[Array, ""]:
     conditions, args, z = newton.conditions, newton.args, point.z
     before = _largest(conditions.residual(newton.start, args))
     moved = _largest(newton.way(z)) > 0.01 * jnp.maximum(1, _largest(z))
-    small = 4 * jnp.finfo(z.dtype).eps
+    info = jnp.finfo(z.dtype)
+    small = 4 * info.eps
     change = conditions.residual(z + small * probe(z), args) - point.residual
     apart = _largest(change - small * point.response) > 0.5 * _largest(change)
-    jumps = apart & (_largest(change) > 0.01 * before)
     stuck = (point.fall > STUCK) | _is_left_over(point, z.size)
-    return moved & (jumps | stuck & (_largest(point.residual) > 0.01 * before))
+    # From a start that was wrong along the flattest directions alone, rounding along the steepest
+    # may leave as much: in float64 only where a gradient is refused for it anyway.
+    rounding = 30 * info.eps * _largest(point.response) if info.bits < 64 else 0
+    much = jnp.maximum(0.01 * before, rounding)
+    return moved & (apart & (_largest(change) > much) | stuck & (_largest(point.residual) > much))
 
 
 def _largest(x: Array) -> Scalar:
