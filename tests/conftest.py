@@ -16,6 +16,10 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_parallel_codegen_split_count=1"
 )
 
+# For the same reason LAPACK gets one thread: two for each of two workers wait for one another, where
+# there is other work on the machine twenty times as long as they compute.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 
