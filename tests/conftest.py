@@ -16,8 +16,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_parallel_codegen_split_count=1"
 )
 
-# For the same reason LAPACK gets one thread: two for each of two workers wait for one another, where
-# there is other work on the machine twenty times as long as they compute.
+# For the same reason LAPACK gets one thread: two for each of two workers wait for one another, and
+# with other work on the machine twenty times as long as they compute.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
