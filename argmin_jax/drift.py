@@ -17,7 +17,7 @@ FAR = 1e4  # an unsolved point this much larger than the start counts as a sign 
 
 def is_far(y: Float[Array, " n"], start: Float[Array, " n"]) -> Bool[Array, ""]:
     """Whether y is much larger than the start was, beside 1."""
-    return _largest(y) > FAR * (1 + _largest(start))
+    return largest(y) > FAR * (1 + largest(start))
 
 
 def is_pushed_on(point: Polished) -> Bool[Array, ""]:
@@ -40,12 +40,12 @@ def is_adrift(
     minimum that way, only a residual that is ever smaller beside y; beside the start it is not. A
     solver of minima goes farther than ``limit`` by a push alone, be it too small to be seen."""
     size = newton.start.size
-    unit = 1 + _largest(newton.start)
-    stiffness = _largest(point.response[:size]) / jnp.maximum(1, _largest(point.z[:size]))
-    pushed = _largest((point.residual + point.reaction)[:size]) > tol * stiffness * unit
+    unit = 1 + largest(newton.start)
+    stiffness = largest(point.response[:size]) / jnp.maximum(1, largest(point.z[:size]))
+    pushed = largest((point.residual + point.reaction)[:size]) > tol * stiffness * unit
 
     def far(vector: Array, known: Bool[Array, ""] | bool = True) -> Bool[Array, ""]:
-        drift = _largest(vector[:size]) / unit
+        drift = largest(vector[:size]) / unit
         return (drift > limit) & known | (drift > NEAR) & pushed
 
     way, singular = newton.way(point.z), point.spectrum.rank_deficiency != 0
@@ -61,5 +61,5 @@ def is_adrift(
     return if_needed(singular & far(way), by_products, jnp.array(False), way.dtype)
 
 
-def _largest(x: Array) -> Scalar:
+def largest(x: Array) -> Scalar:
     return jnp.max(jnp.abs(x), initial=0)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int
 
 from .certificate import Certificate, certify, without_flat_directions
 from .constrained import (
@@ -19,7 +19,7 @@ from .constrained import (
     settle,
     settle_on_path,
 )
-from .drift import is_adrift, is_far, is_pushed_on
+from .drift import is_adrift, is_far, is_pushed_on, largest
 from .equilibration import equilibrated_units
 from .factors import KKTFactors, if_needed
 from .linear_solve import can_do_without
@@ -246,22 +246,18 @@ def _is_kinked(newton: Newton, point: Polished) -> Bool[Array, ""]:
     near the kink of a norm: then the gradient that is left is small only beside K, and no step
     makes it smaller, or none is left that would."""
     conditions, args, z = newton.conditions, newton.args, point.z
-    before = _largest(conditions.residual(newton.start, args))
-    moved = _largest(newton.way(z)) > 0.01 * jnp.maximum(1, _largest(z))
+    before = largest(conditions.residual(newton.start, args))
+    moved = largest(newton.way(z)) > 0.01 * jnp.maximum(1, largest(z))
     info = jnp.finfo(z.dtype)
     small = 4 * info.eps
     change = conditions.residual(z + small * probe(z), args) - point.residual
-    apart = _largest(change - small * point.response) > 0.5 * _largest(change)
+    apart = largest(change - small * point.response) > 0.5 * largest(change)
     stuck = (point.fall > STUCK) | _is_left_over(point, z.size)
     # From a start that was wrong along the flattest directions alone, rounding along the steepest
     # may leave as much: in float64 only where a gradient is refused for it anyway.
-    rounding = 30 * info.eps * _largest(point.response) if info.bits < 64 else 0
+    rounding = 30 * info.eps * largest(point.response) if info.bits < 64 else 0
     much = jnp.maximum(0.01 * before, rounding)
-    return moved & (apart & (_largest(change) > much) | stuck & (_largest(point.residual) > much))
-
-
-def _largest(x: Array) -> Scalar:
-    return jnp.max(jnp.abs(x), initial=0)
+    return moved & (apart & (largest(change) > much) | stuck & (largest(point.residual) > much))
 
 
 def _is_near(point: Polished, tol: float, size: int) -> Bool[Array, ""]:
@@ -331,8 +327,8 @@ def _find_constrained(problem: Problem, conditions: KarushKuhnTucker, method: Me
 
 def _is_left_over(point: Polished, size: int) -> Bool[Array, ""]:
     """Whether most of the residual in y lies along directions that K takes as null."""
-    left = _largest((point.residual + point.reaction)[:size])
-    return (point.spectrum.rank_deficiency != 0) & (left > 0.5 * _largest(point.residual[:size]))
+    left = largest((point.residual + point.reaction)[:size])
+    return (point.spectrum.rank_deficiency != 0) & (left > 0.5 * largest(point.residual[:size]))
 
 
 def _nonlinear_program(problem: Problem, conditions: KarushKuhnTucker) -> NonlinearProgram:

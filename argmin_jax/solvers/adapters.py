@@ -251,8 +251,7 @@ class _Optimistix:
             max_steps=self.max_steps,
             throw=False,
         )
-        steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
-        return solution.value.astype(y.dtype), steps
+        return _point_and_steps(solution, y.dtype)
 
 
 @dataclass(frozen=True)
@@ -273,8 +272,7 @@ class _LeastSquares:
             max_steps=self.max_steps,
             throw=False,
         )
-        steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
-        return solution.value.astype(y.dtype), steps
+        return _point_and_steps(solution, y.dtype)
 
 
 @dataclass(frozen=True)
@@ -296,8 +294,11 @@ class _RootFinder:
             max_steps=self.max_steps,
             throw=False,
         )
-        steps = jnp.asarray(solution.stats["num_steps"], jnp.int32)
-        return solution.value.astype(y.dtype), steps
+        return _point_and_steps(solution, y.dtype)
+
+
+def _point_and_steps(solution: optx.Solution, dtype: Any) -> tuple[Array, Array]:
+    return solution.value.astype(dtype), jnp.asarray(solution.stats["num_steps"], jnp.int32)
 
 
 def _in_working_precision(fn: Callable, dtype: Any) -> Callable:
