@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 from .factors import if_needed
 from .linear_solve import apply_kept_factors
 from .matrix_free import solve_matrix_free
-from .optimality import Active
+from .optimality import Active, stationarity
 from .polish import Newton, Polished
 
 SMALL = 0.01  # a share of the residual that is no sign of a push
@@ -59,6 +59,25 @@ def is_adrift(
         return far(way - along, known)
 
     return if_needed(singular & far(way), by_products, jnp.array(False), way.dtype)
+
+
+def is_bottomless(newton: Newton, point: Polished, tol: float) -> Bool[Array, ""]:
+    """Whether a quadratic objective has no minimum, by what its factors tell at the polished point:
+    it curves down, and the point is no saddle, or along directions without curvature a gradient is
+    left, in one of the blocks, that is more than what rounding leaves of its terms."""
+
+    def largest_of_blocks(vector: Array) -> Array:
+        if newton.blocks is None:
+            return largest(vector)
+        return jnp.max(jnp.abs(newton.blocks.split(vector)), axis=1)
+
+    at_start = newton.conditions.residual(newton.start, newton.args)
+    of_terms = largest_of_blocks(point.response) + largest_of_blocks(at_start)
+    left = largest_of_blocks(point.residual + point.reaction)
+    pushed = jnp.any(left > 1e3 * jnp.finfo(left.dtype).eps * of_terms)
+    spectrum = point.spectrum
+    saddle = stationarity(point.residual, point.response) <= tol
+    return (spectrum.indefinite & ~saddle) | ((spectrum.rank_deficiency != 0) & pushed)
 
 
 def largest(x: Array) -> Scalar:

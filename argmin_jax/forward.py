@@ -19,10 +19,10 @@ from .constrained import (
     settle,
     settle_on_path,
 )
-from .drift import is_adrift, is_far, is_pushed_on, largest
+from .drift import is_adrift, is_bottomless, is_far, is_pushed_on, largest
 from .equilibration import equilibrated_units
 from .factors import KKTFactors, if_needed
-from .linear_solve import can_do_without
+from .linear_solve import Auto, can_do_without
 from .optimality import (
     Active,
     Barrier,
@@ -38,6 +38,7 @@ from .optimality import (
 )
 from .polish import Newton, Polished
 from .problem import Equations, Problem
+from .quadratic import is_quadratic
 from .report import Report, Status
 from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram, ScalableMinimiser
 from .structure import Constant, constant_hessian, find_blocks, same_blocks
@@ -117,22 +118,31 @@ def _find_minimum(problem: Problem, conditions: Conditions, method: Method) -> F
         sparing=sparing,
         constant=product is not None,
     )
-    final = _attempts(problem, newton, method)
-    point = final.polished
-    adrift = jnp.array(False) if sparing else is_adrift(newton, point, tol)
-    if sparing:  # a K that is singular, or may be, is looked at by its factors
+    factorised = isinstance(method.linear_solver, Auto) and not newton.inexact(start)
+    quadratic = product is not None and is_quadratic(*as_written, *problem.args.params)
+    if method.minimiser.restartable and factorised and quadratic:
+        # Its factors tell all: a solver would find the same point, or fall for ever.
+        final = _Attempt(newton.polish(start), jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))
+        point = final.polished
+        adrift, kinked = is_bottomless(newton, point, tol), jnp.array(False)
+    else:
+        final = _attempts(problem, newton, method)
+        point = final.polished
+        adrift = jnp.array(False) if sparing else is_adrift(newton, point, tol)
+        if sparing:  # a K that is singular, or may be, is looked at by its factors
 
-        def by_factors(zero) -> tuple[Polished, Bool[Array, ""]]:
-            forming = dataclasses.replace(newton, sparing=False, skippable=True)
-            formed = forming.polish(point.z + zero)
-            return dataclasses.replace(formed, factors=None), is_adrift(forming, formed, tol)
+            def by_factors(zero) -> tuple[Polished, Bool[Array, ""]]:
+                forming = dataclasses.replace(newton, sparing=False, skippable=True)
+                formed = forming.polish(point.z + zero)
+                return dataclasses.replace(formed, factors=None), is_adrift(forming, formed, tol)
 
-        settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)
-        point, adrift = if_needed(~settled, by_factors, (point, adrift), start.dtype)
+            settled = _is_solved(point, tol) & (point.spectrum.rank_deficiency == 0)
+            point, adrift = if_needed(~settled, by_factors, (point, adrift), start.dtype)
+        kinked = _is_kinked(newton, point)
     value = problem.objective(point.z, problem.args)
     violations = _violations(point)
     finite = jnp.isfinite(value) & _is_finite(point)
-    solved = finite & _is_stationary(point, tol) & ~_is_kinked(newton, point)
+    solved = finite & _is_stationary(point, tol) & ~kinked
     status = _first(
         (Status.UNBOUNDED, is_far(point.z, start) & ~(solved & ~is_pushed_on(point)) | adrift),
         (Status.NOT_FINITE, ~finite),

@@ -136,10 +136,11 @@ class Newton(eqx.Module):
             goes_on = (end.count > 0) & ~(end.finished & same)
             return _State(point, carry.count + 1, goes_on)
 
+        first = _State(start, jnp.array(0), jnp.array(True))
+        if self.constant:
+            return newton(first).point
         end = jax.lax.while_loop(
-            lambda state: state.goes_on & (state.count < FACTORISATIONS),
-            newton,
-            _State(start, jnp.array(0), jnp.array(True)),
+            lambda state: state.goes_on & (state.count < FACTORISATIONS), newton, first
         )
         return end.point
 

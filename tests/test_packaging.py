@@ -24,6 +24,7 @@ ROOMS = {
     "separability": set(),
     "columns": set(),
     "structure": {"separability", "columns"},
+    "quadratic": {"separability"},
     "operators": set(),
     "optimality": {"program", "operators"},
     "triangular": set(),
@@ -46,7 +47,7 @@ ROOMS = {
     "drift": {"optimality", "factors", "linear_solve", "matrix_free", "polish"},
     "forward": {
         "program", "problem", "structure", "optimality", "factors", "linear_solve", "solvers",
-        "report", "polish", "constrained", "certificate", "drift", "equilibration",
+        "report", "polish", "constrained", "certificate", "drift", "equilibration", "quadratic",
     },
     "rules": {
         "program", "problem", "optimality", "lanes", "linear_solve", "implicit", "report",

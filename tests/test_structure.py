@@ -40,6 +40,7 @@ SUMS = {
     ),
     "linear couplings": (lambda y: jnp.sum(y + y.T) + jnp.sum(y**2), (0, 1)),
     "reshaped": (lambda y: jnp.sum(jnp.sum(y.reshape(4, 2, 2), axis=2) ** 2), (0,)),
+    "checkpointed": (lambda y: jnp.sum(jax.checkpoint(lambda v: jnp.cosh(v.sum(1)))(y)), (0,)),
     "stacked": (lambda y: jnp.sum(jnp.concatenate([y, 2 * y], axis=1).sum(axis=1) ** 2), (0,)),
 }
 NO_SUMS = {
