@@ -73,7 +73,8 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     equal = _always_active(conditions, args)
     always = _pack(conditions, equal)
     of_equal = _pack(conditions, Active(equal.ineq, equal.lower, equal.lower))
-    before, there = measure(conditions, found, args, equal, constant)
+    unit = length_unit(conditions, found, args, constant)
+    before, there = measure(conditions, found, args, equal, constant, unit)
     nearby = before.worst <= tol**0.5
     # Where the multiplier is larger than the slack: the two sides of an interior point's path.
     likely = (there.multiplier > there.slack) | always
@@ -84,11 +85,9 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         polished = newton.polish(start, active, ~state.given_up, like=state.polished)
         polished = _without_inactive(conditions, polished, active)
         at, spectrum = conditions.split(polished.z), polished.spectrum
-        violations, margins = measure(conditions, at, args, active, constant)
+        violations, margins = measure(conditions, at, args, active, constant, unit)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
-        # Slacks are relative to y, but to no less than one: what y rounds to may be far less.
-        unit = jnp.minimum(1, jnp.maximum(_largest(jnp.abs(at.y)), _largest(jnp.abs(newton.start))))
-        violated = ~state.active & (margins.slack < -noise * unit)
+        violated = ~state.active & (margins.slack < -noise)
         # Without a constraint let go the Hessian may have negative curvature, or leave y free.
         needed = state.dropped & spectrum.indefinite
         needed |= state.pressing & (spectrum.rank_deficiency > 0)
@@ -182,7 +181,8 @@ def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Se
     at, change = jax.jvp(multipliers_at, (polished.z,), (polished.step,))
     ahead = jax.tree.map(jnp.add, at, change)
     seen = Multipliers(at.y, ahead.eq, ahead.ineq, ahead.upper - ahead.lower)
-    violations, margins = measure(conditions.limit, seen, args, fixed, constant)
+    unit = length_unit(conditions.limit, seen, args, constant)
+    violations, margins = measure(conditions.limit, seen, args, fixed, constant, unit)
     given, wanted = ([m.ineq, m.of_lower, m.of_upper] for m in (at, ahead))
     violations = Violations(
         violations.stationarity,
@@ -266,12 +266,24 @@ def jacobian_of_constraints(
     return jacobian_function(lambda y: conditions.constraints(y, args), y)(y)
 
 
+def length_unit(
+    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, constant: Constant
+) -> Scalar:
+    """The length beside which those of y are judged: one, or less where y is all smaller and so are
+    the displacements by which forces like those of the constraints change."""
+    jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
+    pull, _, response = _forces(conditions, at, args, jacobian)
+    size = jnp.maximum(_largest(jnp.abs(at.y)), quotient(*map(_size, (pull, response))))
+    return jnp.where((size > 0) & (size < 1), size, 1)
+
+
 def measure(
     conditions: KarushKuhnTucker,
     at: Multipliers,
     args: Arguments,
     active: Active,
     constant: Constant,
+    unit: Scalar,
 ) -> tuple[Violations, _Margins]:
     """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
 
@@ -279,15 +291,22 @@ def measure(
     gradient, and a multiplier times the gradient of its constraint, against the largest of the
     terms that have to cancel and the change of the gradient under such a displacement. One that
     counts as active has to hold as an equality: derivatives take it as one.
+
+    Slacks and displacements are relative to the larger of y and the length ``unit``.
     """
     p, _ = conditions.rows
     jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
-    pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian + at.bounds
-    gradient, scale = _gradient_and_scale(conditions, at, args, pull)
-    margins = _margins(conditions, at, args, jacobian, scale)
+    pull, gradient, response = _forces(conditions, at, args, jacobian)
+    # An objective that is constant, which asks for any feasible point, pushes with no force: what
+    # the multipliers then hold is rounding, and nothing beside everything.
+    none = jnp.all((gradient == 0) & (response == 0))
+    forces = jnp.maximum(_size(pull), _size(gradient))
+    scale = jnp.where(none, jnp.inf, jnp.maximum(forces, _size(response)))
+    of_unit = jnp.where(none, jnp.inf, jnp.maximum(forces, unit * _size(response)))
+    margins = _margins(conditions, at, args, jacobian, of_unit, unit)
     always = _pack(conditions, _always_active(conditions, args))
     equalities = conditions.constraints(at.y, args)[:p]
-    broken = quotient(jnp.abs(equalities), _row_scales(conditions, jacobian[:p], at.y, args))
+    broken = quotient(jnp.abs(equalities), _row_scales(conditions, jacobian[:p], at.y, args, unit))
     negative = jnp.where(always, 0, -margins.multiplier)
     apart = jnp.where(
         _pack(conditions, active), margins.slack, jnp.minimum(margins.slack, margins.multiplier)
@@ -300,20 +319,23 @@ def measure(
     return violations, margins
 
 
-def _gradient_and_scale(
-    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, pull: Float[Array, " n"]
-) -> tuple[Float[Array, " n"], Scalar]:
-    """The objective's gradient, and what gradients are measured against.
-
-    An objective that is constant, which asks for any feasible point, pushes with no force: what
-    the multipliers then hold is rounding, and nothing beside everything.
-    """
+def _forces(
+    conditions: KarushKuhnTucker,
+    at: Multipliers,
+    args: Arguments,
+    jacobian: Float[Array, "r n"],
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """The pull of the constraints, the objective's gradient, and the change of that under a
+    displacement of y of relative size one."""
+    pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian + at.bounds
     gradient, response = jax.jvp(
         lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
     )
-    constant = jnp.all((gradient == 0) & (response == 0))
-    scale = jnp.max(jnp.abs(jnp.stack([pull, gradient, response])))
-    return gradient, jnp.where(constant, jnp.inf, scale)
+    return pull, gradient, response
+
+
+def _size(x: Array) -> Scalar:
+    return jnp.max(jnp.abs(x))
 
 
 def _largest(x: Array) -> Scalar:
@@ -326,11 +348,12 @@ def _row_scales(
     jacobian: Float[Array, "r n"],
     y: Float[Array, " n"],
     args: Arguments,
+    unit: Scalar,
 ) -> Float[Array, " r"]:
     """The changes of constraints under a displacement of y of relative size one; a variable that is
     held at equal bounds is not displaced, and has its own size only."""
     held = _always_active(conditions, args).lower
-    return jnp.abs(jacobian) @ jnp.maximum(jnp.abs(y), jnp.where(held, 0, 1))
+    return jnp.abs(jacobian) @ jnp.maximum(jnp.abs(y), jnp.where(held, 0, unit))
 
 
 def _margins(
@@ -339,18 +362,19 @@ def _margins(
     args: Arguments,
     jacobian: Float[Array, "r n"],
     scale: Scalar,
+    unit: Scalar,
 ) -> _Margins:
     """Slacks and multipliers of the inequalities, then of lower and upper bounds."""
     p, _ = conditions.rows
     rows = jacobian[p:]
     values = conditions.constraints(at.y, args)[p:]
     # A constraint that no variable moves is measured as it is.
-    row_scales = _row_scales(conditions, rows, at.y, args)
+    row_scales = _row_scales(conditions, rows, at.y, args, unit)
     slacks = [-values / jnp.where(row_scales > 0, row_scales, 1)]
     multipliers = [at.ineq * jnp.max(jnp.abs(rows), axis=1, initial=0)]
     if args.bounds is not None:
         lower, upper = args.bounds
-        size = jnp.maximum(jnp.abs(at.y), 1)
+        size = jnp.maximum(jnp.abs(at.y), unit)
         slacks += [(at.y - lower) / size, (upper - at.y) / size]
         multipliers += [at.lower, at.upper]
     relative = jnp.concatenate(multipliers) / jnp.where(scale > 0, scale, 1)
@@ -410,7 +434,8 @@ def estimated_multipliers(
     jacobian = jacobian_of_constraints(conditions, y, args, constant)
     gradient = jax.grad(conditions.objective)(y, args)
     nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
-    margins = _margins(conditions, nothing, args, jacobian, jnp.ones((), y.dtype))
+    one = jnp.ones((), y.dtype)
+    margins = _margins(conditions, nothing, args, jacobian, one, one)
     near = margins.slack <= float(jnp.finfo(y.dtype).eps) ** 0.25
     rows = [jacobian]
     if conditions.bounded:

@@ -48,6 +48,7 @@ class Polished(eqx.Module):
     residual: Float[Array, " k"]
     step: Float[Array, " k"]  # the next Newton step: an estimate of z* - z
     fall: Scalar  # what the last step that was tried left of the residual; 0 where none was
+    shrinkage: Scalar  # the same of the step
     response: Float[Array, " k"]  # K v, v = probe(z): the scale of the residual
     reaction: Float[Array, " k"]  # K step: minus the residual, but along directions taken as null
     image: Float[Array, " k"]  # K times the way from the start: zero along such directions
@@ -127,6 +128,7 @@ class Newton(eqx.Module):
                 residual=end.residual,
                 step=end.step,
                 fall=end.fall,
+                shrinkage=end.shrinkage,
                 response=images[0],
                 reaction=images[1],
                 image=images[2],
@@ -170,7 +172,8 @@ class Newton(eqx.Module):
         spectrum = spectrum_at(self.linear_solver, operator, AutoState(operator, None), None)
         vectors = jnp.stack([probe(z), step, self.way(z)])
         response, reaction, image = jax.vmap(operator.mv)(vectors)
-        return Polished(z, residual, step, end.fall, response, reaction, image, spectrum, None)
+        lengths = end.fall, end.shrinkage
+        return Polished(z, residual, step, *lengths, response, reaction, image, spectrum, None)
 
     def way(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
         """How y came from the start; zero in the multipliers."""
@@ -180,7 +183,8 @@ class Newton(eqx.Module):
     def blank(self, z: Float[Array, " k"], active: Active | None = None) -> Polished:
         """The point that the loops begin with: of the right structure, and empty but for z."""
         zeros, unknown = jnp.zeros_like(z), unknown_spectrum(z.dtype)
-        nothing = z, zeros, zeros, jnp.zeros((), z.dtype), zeros, zeros, zeros, unknown
+        none = jnp.zeros((), z.dtype)
+        nothing = z, zeros, zeros, none, none, zeros, zeros, zeros, unknown
 
         if self.sparing:
             return Polished(*nothing, None)
@@ -216,6 +220,7 @@ class _Steps(eqx.Module):
     residual: Float[Array, " k"]
     step: Float[Array, " k"]
     fall: Scalar
+    shrinkage: Scalar
     count: Int[Array, ""]
     ratio: Scalar  # of the last two steps' lengths, or residuals'
     finished: Bool[Array, ""]  # as near as rounding allows
@@ -236,14 +241,17 @@ def _steps(
         z = here.z + here.step
         residual, step = evaluate(z)
         fall = _norm(residual) / _norm(here.residual)
-        ratio = _norm(step) / _norm(here.step) if exact else fall
+        shrinkage = _norm(step) / _norm(here.step)
+        ratio = shrinkage if exact else fall
         accepted = ratio < ACCEPTED  # False where it is NaN
         # Short steps that shrank fast and then no longer do have reached the level of rounding;
         # longer ones, the limits of this factorisation.
         short = is_short(here.step, z) & (here.ratio < fast)
         finished = jnp.where(accepted, _is_tiny(left * step, z, size), short)
-        there = _Steps(z, residual, step, fall, here.count + 1, ratio, finished)
-        kept = dataclasses.replace(here, fall=fall, ratio=jnp.ones_like(ratio), finished=finished)
+        there = _Steps(z, residual, step, fall, shrinkage, here.count + 1, ratio, finished)
+        kept = dataclasses.replace(
+            here, fall=fall, shrinkage=shrinkage, ratio=jnp.ones_like(ratio), finished=finished
+        )
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there, kept)
 
     def goes_on(here: _Steps):
@@ -252,7 +260,7 @@ def _steps(
     residual, step = evaluate(z)
     tiny = _is_tiny(left * step, z, size)
     zero = jnp.zeros((), z.dtype)
-    start = _Steps(z, residual, step, zero, jnp.array(0), zero, tiny)
+    start = _Steps(z, residual, step, zero, zero, jnp.array(0), zero, tiny)
     return jax.lax.while_loop(goes_on, advance, start)
 
 
