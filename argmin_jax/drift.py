@@ -1,14 +1,16 @@
 """Points that a fall to infinity left: how far y went, and whether anything pushes it on."""
 
+import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Scalar
+from jaxtyping import Array, Bool, Float
 
 from .factors import if_needed
 from .linear_solve import apply_kept_factors
-from .matrix_free import solve_matrix_free
+from .matrix_free import largest, solve_matrix_free
 from .optimality import Active, stationarity
 from .polish import Newton, Polished
+from .symmetric import SymmetricFactors
 
 SMALL = 0.01  # a share of the residual that is no sign of a push
 NEAR = 10  # so many times the size of the start are no drift
@@ -63,22 +65,21 @@ def is_adrift(
 
 def is_bottomless(newton: Newton, point: Polished, tol: float) -> Bool[Array, ""]:
     """Whether a quadratic objective has no minimum, by what its factors tell at the polished point:
-    it curves down, and the point is no saddle, or along directions without curvature a gradient is
-    left, in one of the blocks, that is more than what rounding leaves of its terms."""
+    it curves down, and the point is no saddle; or along directions without curvature a gradient is
+    left that is more than what rounding leaves of its terms, in the units of the unknowns in which
+    the Hessian's diagonal is one."""
+    factors, spectrum = point.factors, point.spectrum
+    assert isinstance(factors, SymmetricFactors)
+    curved = factors.diagonal > 0
+    units = jax.lax.rsqrt(jnp.where(curved, factors.diagonal, 1))
 
-    def largest_of_blocks(vector: Array) -> Array:
-        if newton.blocks is None:
-            return largest(vector)
-        return jnp.max(jnp.abs(newton.blocks.split(vector)), axis=1)
+    def split(vector: Array) -> Array:
+        return jnp.abs(factors.blocks.split(vector))
 
     at_start = newton.conditions.residual(newton.start, newton.args)
-    of_terms = largest_of_blocks(point.response) + largest_of_blocks(at_start)
-    left = largest_of_blocks(point.residual + point.reaction)
-    pushed = jnp.any(left > 1e3 * jnp.finfo(left.dtype).eps * of_terms)
-    spectrum = point.spectrum
+    terms = jnp.where(curved, units * (split(point.response) + split(at_start)), 0)
+    left = units * split(point.residual + point.reaction)
+    rounding = 1e3 * jnp.finfo(left.dtype).eps * jnp.max(terms, axis=1, keepdims=True)
+    pushed = jnp.any(left > jnp.where(curved, rounding, 0))
     saddle = stationarity(point.residual, point.response) <= tol
     return (spectrum.indefinite & ~saddle) | ((spectrum.rank_deficiency != 0) & pushed)
-
-
-def largest(x: Array) -> Scalar:
-    return jnp.max(jnp.abs(x), initial=0)

@@ -19,10 +19,11 @@ from .constrained import (
     settle,
     settle_on_path,
 )
-from .drift import is_adrift, is_bottomless, is_far, is_pushed_on, largest
+from .drift import is_adrift, is_bottomless, is_far, is_pushed_on
 from .equilibration import equilibrated_units
 from .factors import KKTFactors, if_needed
 from .linear_solve import Auto, can_do_without
+from .matrix_free import largest
 from .optimality import (
     Active,
     Barrier,

@@ -62,7 +62,7 @@ def by_chunks(fn: Callable[[PyTree], PyTree], problem: PyTree) -> PyTree:
 
 def _chunk_size(all_lanes: PyTree, lanes: int) -> int:
     """Of chunks that are as equal as can be."""
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or lanes == 0:
         return lanes
     fitting = CHUNK_BYTES * lanes // _bytes(all_lanes)
     most = min(CHUNK_LANES, max(1, fitting))

@@ -21,7 +21,7 @@ from .factors import (
     factorise_kkt,
     if_needed,
 )
-from .matrix_free import largest_error, sign, solve_matrix_free, solve_roughly
+from .matrix_free import largest, largest_error, sign, solve_matrix_free, solve_roughly
 from .structure import Blocks, hessian_blocks
 from .symmetric import SymmetricFactors, factorise
 
@@ -384,14 +384,18 @@ def _refined(
     where that is none, lengths are compared by twos, as a single one may grow.
     """
     eps = jnp.finfo(b.dtype).eps
+    # Squares of what is small enough vanish: lengths are largest entries, of a b that has length 1.
+    length = largest(b)
+    unit = jnp.where(length > 0, length, 1)
+    b = b / unit
 
     def corrected(residual):
         d = factors.solve(residual)
         by_energy = isinstance(factors, SymmetricFactors)
-        return d, jnp.sqrt(jnp.abs(d @ residual)) if by_energy else jnp.linalg.norm(d)
+        return d, jnp.sqrt(jnp.abs(d @ residual)) if by_energy else largest(d)
 
     def keeps_contracting(at: _Refined):
-        worthwhile = jnp.linalg.norm(at.correction) > 4 * eps * jnp.linalg.norm(at.x)
+        worthwhile = largest(at.correction) > 4 * eps * largest(at.x)
         return (at.count < REFINEMENTS) & (at.length < 0.5 * at.last_but_one) & worthwhile
 
     def refine(at: _Refined) -> _Refined:
@@ -403,9 +407,8 @@ def _refined(
     infinite, long = (jnp.array(length, b.dtype) for length in (jnp.inf, jnp.finfo(b.dtype).max))
     start = _Refined(jnp.zeros_like(b), factors.solve(b), long, infinite, infinite, jnp.array(0))
     end = jax.lax.while_loop(keeps_contracting, refine, start)
-    bound = largest_error(b.dtype) * jnp.linalg.norm(end.x)
-    accurate = jnp.linalg.norm(end.correction) <= bound
-    return end.x, accurate
+    accurate = largest(end.correction) <= largest_error(b.dtype) * largest(end.x)
+    return unit * end.x, accurate
 
 
 class _Refined(eqx.Module):

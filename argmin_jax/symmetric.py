@@ -1,5 +1,7 @@
 """Factors of a symmetric matrix of diagonal blocks, most of which is positive definite."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from .triangular import inverse_of_lower
 
 class SymmetricFactors(eqx.Module):
     """The inverse H' diag(signs) H of a block diagonal symmetric matrix: of each block, H is the
-    inverse of the Cholesky factor where that is definite, else |values|^-1/2 V' of its eigenvalues.
+    inverse of the Cholesky factor where that is definite, else made of eigenvectors (see `_eigen`).
 
     Solves are two products without a branch, so that a batch may mix both kinds. One H serves all
     blocks that are alike.
@@ -23,6 +25,7 @@ class SymmetricFactors(eqx.Module):
     indefinite: Bool[Array, ""]
     curvature: Scalar  # the smallest eigenvalue where some were computed; NaN where all definite
     rank_deficiency: Int[Array, ""]
+    diagonal: Float[Array, "distinct size"]  # of the matrix
     blocks: Blocks = eqx.field(static=True)
 
     def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -61,36 +64,59 @@ class SymmetricFactors(eqx.Module):
 def factorise(matrices: Float[Array, "distinct size size"], blocks: Blocks) -> SymmetricFactors:
     """Factors of symmetric blocks, by Cholesky where they are safely positive definite.
 
-    What counts as zero is measured on the whole matrix, not on each block.
+    What counts as zero does not depend on the units of the unknowns: it is measured where the
+    diagonal is one. But negative eigenvalues count only beside the whole matrix: smaller ones may
+    be what rounding left of terms that cancel.
     """
     rounding = blocks.size * float(jnp.finfo(matrices.dtype).eps)
     diagonals = jnp.diagonal(matrices, axis1=1, axis2=2)
     if blocks.size == 1:
-        basis, values = jnp.ones_like(matrices), diagonals
-        definite = jnp.zeros(blocks.distinct, bool)
+        definite = diagonals[:, 0] > 0
+        basis = jax.lax.rsqrt(jnp.where(diagonals == 0, 1, jnp.abs(diagonals)))[:, :, None]
+        values, scaled = diagonals, jnp.sign(diagonals)
     else:
-        basis, values, definite = _decompose(matrices, diagonals, rounding)
+        basis, values, scaled, definite = _decompose(matrices, diagonals, rounding)
     largest = jnp.max(jnp.abs(jnp.where(definite[:, None], diagonals, values)))
-    null = ~definite[:, None] & (jnp.abs(values) <= rounding * largest)
-    roots = jnp.where(null, 0, jax.lax.rsqrt(jnp.where(null, 1, jnp.abs(values))))
+    indefinite = jnp.any(~definite[:, None] & (values < -rounding * largest))
+    null = _is_null(scaled, indefinite, rounding)
+    roots = jnp.where(null, 0, jax.lax.rsqrt(jnp.where(null, 1, jnp.abs(scaled))))
     return SymmetricFactors(
         half=roots[:, :, None] * basis,
-        signs=jnp.sign(values),
-        indefinite=jnp.any(~definite[:, None] & (values < -rounding * largest)),
+        signs=jnp.sign(scaled),
+        indefinite=indefinite,
         # (The smallest of all is in a block that is not safely definite, if there is one.)
         curvature=jnp.where(
             jnp.all(definite),
             jnp.nan,
-            jnp.min(jnp.where(null, 0, jnp.where(definite[:, None], jnp.inf, values))),
+            jnp.min(
+                jnp.where(
+                    jnp.abs(values) <= rounding * largest,
+                    jnp.where(null, 0, values),
+                    jnp.where(definite[:, None], jnp.inf, values),
+                )
+            ),
         ),
         rank_deficiency=(jnp.sum(null) * (blocks.count // blocks.distinct)).astype(jnp.int32),
+        diagonal=diagonals,
         blocks=blocks,
     )
 
 
-def _decompose(matrices: Array, diagonals: Array, rounding: float) -> tuple[Array, Array, Array]:
-    """Of each block: the inverse of its Cholesky factor and ones where it is definite, else the
-    transposed eigenvectors and the eigenvalues; and which are definite."""
+def _is_null(
+    values: Float[Array, "distinct size"], indefinite: Bool[Array, "..."], rounding: float
+) -> Bool[Array, "distinct size"]:
+    """Of the eigenvalues of scaled blocks: which count as zero, as negative ones do where none of
+    them is more than rounding."""
+    size = jnp.max(jnp.abs(values), axis=1, keepdims=True)
+    return jnp.where(indefinite, jnp.abs(values), values) <= rounding * size
+
+
+def _decompose(
+    matrices: Array, diagonals: Array, rounding: float
+) -> tuple[Array, Array, Array, Array]:
+    """Of each block: the inverse of its Cholesky factor and ones, twice, where it is definite, else
+    the transposed eigenvectors of the scaled block, in the units of the unknowns, its eigenvalues
+    and, last, those of the scaled block; and which are definite."""
     # The transpose is the matrix itself, in the column order that LAPACK reads without a copy.
     cholesky = jax.lax.linalg.cholesky(jnp.swapaxes(matrices, 1, 2), symmetrize_input=False)
     # A pivot at rounding level beside its diagonal entry means that the sign of the smallest
@@ -101,20 +127,60 @@ def _decompose(matrices: Array, diagonals: Array, rounding: float) -> tuple[Arra
     inverse = jax.vmap(inverse_of_lower)(cholesky)
 
     def eigen(carry):
-        count, _, _ = carry
+        count, *_ = carry
         # Adding the count, 0, keeps XLA from moving the decomposition, which is the same in
         # every pass, out of the loop and so running it always.
-        values, vectors = jnp.linalg.eigh(matrices + count)
-        basis = jnp.where(definite[:, None, None], inverse, jnp.swapaxes(vectors, 1, 2))
-        return count + 1, basis, jnp.where(definite[:, None], 1, values)
+        basis, values, scaled = jax.vmap(partial(_eigen, rounding=rounding))(matrices + count)
+        return (
+            count + 1,
+            jnp.where(definite[:, None, None], inverse, basis),
+            jnp.where(definite[:, None], 1, values),
+            jnp.where(definite[:, None], 1, scaled),
+        )
 
     # A loop of at most one step rather than a cond: under vmap a cond runs both branches on
     # every lane, while a loop that no lane needs does not run. It starts from the inverse, and so
     # calls LAPACK after that, not beside it (see triangular.py).
-    count = jnp.zeros((), matrices.dtype)
-    _, basis, values = jax.lax.while_loop(
+    count, ones = jnp.zeros((), matrices.dtype), jnp.ones_like(diagonals)
+    _, basis, values, scaled = jax.lax.while_loop(
         lambda carry: ~jnp.all(definite) & finite & (carry[0] < 1),
         eigen,
-        (count, inverse, jnp.ones_like(diagonals)),
+        (count, inverse, ones, ones),
     )
-    return basis, values, definite
+    return basis, values, scaled, definite
+
+
+def _eigen(
+    matrix: Float[Array, "n n"], rounding: float
+) -> tuple[Float[Array, "n n"], Float[Array, " n"], Float[Array, " n"]]:
+    """The eigenvalues of a block, and those of D A D, whose diagonal is one, with V' D P: the
+    inverse of A, of smallest norm, is P D V diag(1 / values) V' D P, where P projects out the null
+    space, which is spanned by D V of the values that count as zero.
+
+    (A generalised inverse between projectors on the range: Ben-Israel & Greville, Generalized
+    Inverses, 2003, chapter 2.) One with negative eigenvalues is left in its units.
+    """
+    values = jnp.linalg.eigvalsh(matrix)
+    indefinite = values[0] < -rounding * jnp.max(jnp.abs(values))
+    units = jnp.where(indefinite, 1, jax.lax.rsqrt(_sizes(matrix)))
+    scaled, vectors = jnp.linalg.eigh(units[:, None] * matrix * units[None, :])
+    vectors = units[:, None] * vectors
+    # In ascending order those that count as zero come first, unless there are negative ones.
+    null = _is_null(scaled[None], indefinite, rounding)[0] & ~indefinite
+    lengths = jnp.linalg.norm(vectors, axis=0, keepdims=True)
+    spanning, _ = jnp.linalg.qr(jnp.where(null[None, :], vectors / lengths, 0))
+    spanning = jnp.where(null[None, :], spanning, 0)
+    basis = vectors.T - jnp.matmul(
+        jnp.matmul(vectors.T, spanning, precision="highest"), spanning.T, precision="highest"
+    )
+    return basis, values, scaled
+
+
+def _sizes(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """The diagonal; more where rounding left an entry in the row that is larger than it could be in
+    a semidefinite matrix; one in a row of zeros."""
+    entries, diagonal = jnp.abs(matrix), jnp.abs(jnp.diagonal(matrix))
+    shares = entries / jnp.where(diagonal > 0, diagonal, jnp.inf)[None, :]
+    least = jnp.where(diagonal[None, :] > 0, entries * jnp.minimum(1, shares), entries)
+    sizes = jnp.maximum(diagonal, jnp.max(least, axis=1))
+    return jnp.where(sizes > 0, sizes, 1)

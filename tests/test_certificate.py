@@ -323,3 +323,19 @@ def test_argmin_does_not_pay_for_the_certificate():
     plain = steps_of(lambda t: argmin(objective, jnp.zeros(3), t))
     certified = steps_of(lambda t: solve(objective, jnp.zeros(3), t).report)
     assert plain < certified
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5])
+@pytest.mark.parametrize("start", [(3.0, 2.0), (0.0, 0.0)])
+def test_the_tail_of_an_exponential_is_no_solution_though_every_step_there_is_short(
+    temperature, start
+):
+    """max(y0 - 1, 1 - 2 y0, y1 - 1, -y1), smoothed: by symmetry y1 is 1/2. In between the gradient
+    along y1 falls by a factor of e over each Newton step, whose length is the temperature."""
+
+    def smoothed(y, t):
+        pieces = jnp.stack([y[0] - 1, 1 - 2 * y[0], y[1] - 1, -y[1]])
+        return t * jax.nn.logsumexp(pieces / t)
+
+    found = solve(smoothed, jnp.array(start), temperature, on_failure="ignore")
+    assert int(found.report.status) == Status.STALLED

@@ -540,3 +540,53 @@ def test_in_a_flat_valley_a_small_residual_is_no_solution():
 
     right = np.allclose(slopes(jnp.float32), slopes(jnp.float64), rtol=1e-2)
     assert right or solution(jnp.array(1.0), jnp.float32).report.status != Status.CONVERGED
+
+
+def capped(p, total, cap):
+    """The projection of p on {sum y = total, 0 <= y <= cap}, by bisection."""
+    low, high = np.min(p) - cap, np.max(p)
+    for _ in range(200):
+        shift = (low + high) / 2
+        low, high = (shift, high) if np.clip(p - shift, 0, cap).sum() > total else (low, shift)
+    return np.clip(p - shift, 0, cap)
+
+
+@pytest.mark.parametrize(
+    "dtype, size, unit",
+    [(jnp.float32, 100, 1.0), (jnp.float32, 4, 1e-3), (jnp.float64, 4, 1e-7)],
+    ids=["portfolio", "small in float32", "small in float64"],
+)
+def test_small_unknowns_have_the_constraints_active_that_are(dtype, size, unit):
+    """Lengths are judged in the size of y: beside one, each slack here would count as none."""
+    total, cap = unit, 2 * unit / size
+    projection = jax.jit(
+        lambda p: argmin(
+            lambda y, p: jnp.sum(((y - p) / unit) ** 2) / 2,
+            jnp.full(size, total / size, dtype),
+            p,
+            eq=lambda y, p: jnp.sum(y) / unit - 1,
+            bounds=(0.0, cap),
+        )
+    )
+    slopes = jax.jit(jax.jacrev(projection))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        p = jnp.asarray(1.5 * unit / size * rng.normal(size=size), dtype)
+        expected = capped(np.asarray(p, float), total, cap)
+        free = (expected > 0) & (expected < cap)
+        rounding = 100 * float(jnp.finfo(dtype).eps)
+        assert_close(projection(p), jnp.asarray(expected, dtype), rounding)
+        jacobian = np.diag(free * 1.0) - np.outer(free, free) / max(1, free.sum())
+        np.testing.assert_allclose(slopes(p), jacobian, atol=rounding)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-9])
+def test_what_cannot_be_satisfied_is_no_solution_in_any_unit(unit):
+    found = solve(
+        lambda y: jnp.sum((y / unit - 0.5) ** 2),
+        jnp.zeros(3),
+        eq=lambda y: jnp.sum(y) - 10 * unit,
+        bounds=(0.0, unit),
+        on_failure="ignore",
+    )
+    assert int(found.report.status) != Status.CONVERGED

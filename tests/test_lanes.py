@@ -121,3 +121,8 @@ def test_a_batch_is_traced_once_however_it_is_divided(monkeypatch, count):
 def test_accelerators_get_all_lanes_at_once(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert batches_seen(1_000, 1_000) == {"[1000,1000]"}
+
+
+def test_a_batch_of_no_lanes_has_results_of_none():
+    y, slopes = jax.vmap(jax.value_and_grad(lambda p: jnp.sum(solution(p, SHARED))))(DATA[:0])
+    assert (y.shape, slopes.shape) == ((0,), (0, 4))

@@ -288,3 +288,16 @@ def test_what_few_products_find_is_formed_at_once():
     assert not can_do_without(Auto(), Blocks((5, 200), (0,), alike=True))
     assert Auto().forms(Blocks((10**6, 20), (0,), alike=True))
     assert not Auto().forms(Blocks((10**6, 20), (0,)))
+
+
+@pytest.mark.parametrize("limit", [1000, 0], ids=["dense", "matrix-free"])
+@pytest.mark.parametrize("size, of_b", [(1e20, 1.0), (1e12, 1e-8)])
+def test_solutions_whose_squares_are_no_numbers_any_more_are_solutions(size, of_b, limit):
+    """In float32, where squares of less than 1e-19 vanish."""
+    matrix = (size * random_spd(3, 5)).astype(np.float32)
+    b = (of_b * np.random.default_rng(4).normal(size=5)).astype(np.float32)
+    x, solved = solve(matrix, b, Auto(dense_limit=limit))
+    assert solved
+    expected = np.linalg.solve(matrix.astype(float), b.astype(float))
+    # The condition number times the rounding of float32.
+    assert_close(x.astype(float), jnp.asarray(expected), 1e-5)

@@ -44,10 +44,11 @@ ROOMS = {
     "polish": {"program", "operators", "optimality", "structure", "factors", "linear_solve"},
     "constrained": {"program", "structure", "optimality", "factors", "polish"},
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
-    "drift": {"optimality", "factors", "linear_solve", "matrix_free", "polish"},
+    "drift": {"optimality", "factors", "linear_solve", "matrix_free", "polish", "symmetric"},
     "forward": {
         "program", "problem", "structure", "optimality", "factors", "linear_solve", "solvers",
         "report", "polish", "constrained", "certificate", "drift", "equilibration", "quadratic",
+        "matrix_free",
     },
     "rules": {
         "program", "problem", "optimality", "lanes", "linear_solve", "implicit", "report",

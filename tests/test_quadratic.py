@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from argmin_jax import LBFGS, NewtonCG, Status, solve
+from argmin_jax import LBFGS, NewtonCG, Status, argmin, solve
 from argmin_jax.quadratic import is_quadratic
 
 from .problems import assert_close
@@ -131,3 +131,35 @@ def test_a_flat_direction_that_rounding_alone_pushes_has_minima():
             expected = jnp.linalg.lstsq(x, t, rcond=1e-6)[0]
             # Of normal equations in float32: the condition number of the rest, 5, squared.
             assert_close(found.y, expected, 1e-12 if dtype == jnp.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("dtype, size", [(jnp.float32, 1e4), (jnp.float64, 1e9)], ids=str)
+def test_one_large_feature_beside_dummies_that_are_collinear_costs_no_other_its_weight(dtype, size):
+    """An intercept, three dummies that add up to it, and incomes or times: the predictions, and
+    their slopes in the targets, are those of the design without one of the dummies."""
+    groups = np.arange(60) % 3
+    large = size * (1 + np.random.default_rng(0).random(60))
+    full = np.column_stack([np.ones(60), np.eye(3)[groups], large])
+    targets = groups + 1 + np.cos(np.arange(60.0))
+    rest = full[:, 1:] / [1, 1, 1, size]
+    hat = rest @ np.linalg.pinv(rest)
+    x = jnp.asarray(full, dtype)
+
+    def predictions(t):
+        return x @ argmin(lambda y, t: jnp.mean((x @ y - t) ** 2), jnp.zeros(5, dtype), t)
+
+    t = jnp.asarray(targets, dtype)
+    # The condition number of the normal equations in units of the features is about 100.
+    tolerance = 1e-4 if dtype == jnp.float32 else 1e-12
+    assert_close(predictions(t), jnp.asarray(hat @ targets, dtype), tolerance)
+    assert_close(jax.jacrev(predictions)(t), jnp.asarray(hat, dtype), tolerance)
+
+
+@pytest.mark.parametrize("ratio", [1e10, 1e17], ids=str)
+def test_entries_of_very_different_curvature_have_each_its_gradient(ratio):
+    curvatures = jnp.array([ratio, 1.0, 1.0, 1 / ratio])
+    for start in (jnp.zeros(4), jnp.ones(4)):
+        slopes = jax.jacrev(lambda p, y=start: argmin(bowls, y, curvatures, curvatures * p))(
+            jnp.ones(4)
+        )
+        assert_close(slopes, jnp.eye(4), 1e-14)
