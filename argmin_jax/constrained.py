@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .factors import KKTMatrices
+from .matrix_free import largest
 from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers, probe, quotient
 from .polish import Newton, Polished, is_short
 from .program import Arguments
@@ -273,7 +274,7 @@ def length_unit(
     the displacements by which forces like those of the constraints change."""
     jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
     pull, _, response = _forces(conditions, at, args, jacobian)
-    size = jnp.maximum(_largest(jnp.abs(at.y)), quotient(*map(_size, (pull, response))))
+    size = jnp.maximum(largest(at.y), quotient(*map(largest, (pull, response))))
     return jnp.where((size > 0) & (size < 1), size, 1)
 
 
@@ -300,9 +301,9 @@ def measure(
     # An objective that is constant, which asks for any feasible point, pushes with no force: what
     # the multipliers then hold is rounding, and nothing beside everything.
     none = jnp.all((gradient == 0) & (response == 0))
-    forces = jnp.maximum(_size(pull), _size(gradient))
-    scale = jnp.where(none, jnp.inf, jnp.maximum(forces, _size(response)))
-    of_unit = jnp.where(none, jnp.inf, jnp.maximum(forces, unit * _size(response)))
+    forces = jnp.maximum(largest(pull), largest(gradient))
+    scale = jnp.where(none, jnp.inf, jnp.maximum(forces, largest(response)))
+    of_unit = jnp.where(none, jnp.inf, jnp.maximum(forces, unit * largest(response)))
     margins = _margins(conditions, at, args, jacobian, of_unit, unit)
     always = _pack(conditions, _always_active(conditions, args))
     equalities = conditions.constraints(at.y, args)[:p]
@@ -332,10 +333,6 @@ def _forces(
         lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
     )
     return pull, gradient, response
-
-
-def _size(x: Array) -> Scalar:
-    return jnp.max(jnp.abs(x))
 
 
 def _largest(x: Array) -> Scalar:

@@ -102,7 +102,8 @@ def argmin(
             operator (with constraints, a symmetric one).
         tol: the scaled optimality residual (`Report.residual`, without unit) at which a
             point counts as solved, if besides the Newton step that is left is at most sqrt(tol)
-            times the length of max(1, abs(y)); by default 1e-8 in float64, 1e-4 in float32.
+            times the length of max(1, abs(y)) (10 tol times, where steps hardly shrink); by
+            default 1e-8 in float64, 1e-4 in float32.
         max_steps: bound on the solver's steps; of an Optimistix minimiser, on those of each run.
         on_failure: what to do where the point is not a solution: "raise"; "warn"; "nan" (that
             lane's value and gradient); "ignore".

@@ -42,7 +42,7 @@ ROOMS = {
     },
     "report": {"optimality", "linear_solve"},
     "polish": {"program", "operators", "optimality", "structure", "factors", "linear_solve"},
-    "constrained": {"program", "structure", "optimality", "factors", "polish"},
+    "constrained": {"program", "structure", "optimality", "factors", "matrix_free", "polish"},
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
     "drift": {"optimality", "factors", "linear_solve", "matrix_free", "polish", "symmetric"},
     "forward": {
