@@ -86,7 +86,9 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         polished = newton.polish(start, active, ~state.given_up, like=state.polished)
         polished = _without_inactive(conditions, polished, active)
         at, spectrum = conditions.split(polished.z), polished.spectrum
-        violations, margins = measure(conditions, at, args, active, constant, unit)
+        # The solver's point may be far off beside a y that is small; rounding is no size of y.
+        here = jnp.clip(length_unit(conditions, at, args, constant), noise**0.5 * unit, unit)
+        violations, margins = measure(conditions, at, args, active, constant, here)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
         violated = ~state.active & (margins.slack < -noise)
         # Without a constraint let go the Hessian may have negative curvature, or leave y free.

@@ -590,3 +590,26 @@ def test_what_cannot_be_satisfied_is_no_solution_in_any_unit(unit):
         on_failure="ignore",
     )
     assert int(found.report.status) != Status.CONVERGED
+
+
+def test_a_strictly_convex_program_in_units_of_a_billionth_is_right_or_refused():
+    """There the solver's point, whose own units are one, is far off."""
+    rng, unit = np.random.default_rng(3), 1e-9
+    accepted = 0
+    run = jax.jit(
+        lambda p: solve(
+            lambda y, p: jnp.sum((y / unit - p) ** 2) / 2,
+            jnp.zeros(4),
+            p,
+            eq=lambda y, p: jnp.sum(y) / unit - 1,
+            bounds=(0.0, 0.6 * unit),
+            on_failure="ignore",
+        )
+    )
+    for _ in range(10):
+        p = rng.normal(size=4)
+        found = run(p)
+        if int(found.report.status) == Status.CONVERGED:
+            accepted += 1
+            assert_close(found.y / unit, jnp.asarray(capped(p, 1.0, 0.6)), 1e-8)
+    assert accepted > 0
