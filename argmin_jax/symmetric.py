@@ -78,6 +78,7 @@ def factorise(matrices: Float[Array, "distinct size size"], blocks: Blocks) -> S
         basis, values, scaled, definite = _decompose(matrices, diagonals, rounding)
     largest = jnp.max(jnp.abs(jnp.where(definite[:, None], diagonals, values)))
     indefinite = jnp.any(~definite[:, None] & (values < -rounding * largest))
+    beyond_rounding = jnp.where(jnp.abs(values) <= rounding * largest, 0, values)
     null = _is_null(scaled, indefinite, rounding)
     roots = jnp.where(null, 0, jax.lax.rsqrt(jnp.where(null, 1, jnp.abs(scaled))))
     return SymmetricFactors(
@@ -88,13 +89,7 @@ def factorise(matrices: Float[Array, "distinct size size"], blocks: Blocks) -> S
         curvature=jnp.where(
             jnp.all(definite),
             jnp.nan,
-            jnp.min(
-                jnp.where(
-                    jnp.abs(values) <= rounding * largest,
-                    jnp.where(null, 0, values),
-                    jnp.where(definite[:, None], jnp.inf, values),
-                )
-            ),
+            jnp.min(jnp.where(definite[:, None], jnp.inf, beyond_rounding)),
         ),
         rank_deficiency=(jnp.sum(null) * (blocks.count // blocks.distinct)).astype(jnp.int32),
         diagonal=diagonals,

@@ -593,23 +593,29 @@ def test_what_cannot_be_satisfied_is_no_solution_in_any_unit(unit):
 
 
 def test_a_strictly_convex_program_in_units_of_a_billionth_is_right_or_refused():
-    """There the solver's point, whose own units are one, is far off."""
-    rng, unit = np.random.default_rng(3), 1e-9
-    accepted = 0
-    run = jax.jit(
-        lambda p: solve(
-            lambda y, p: jnp.sum((y / unit - p) ** 2) / 2,
+    """There the solver's point, whose own units are one, is far off. Against the same in ones."""
+    rng = np.random.default_rng(3)
+
+    @jax.jit
+    def run(unit, P, q, A, b, G, h, lower, upper):
+        return solve(
+            lambda y, unit: (y / unit) @ P @ (y / unit) / 2 + q @ (y / unit),
             jnp.zeros(4),
-            p,
-            eq=lambda y, p: jnp.sum(y) / unit - 1,
-            bounds=(0.0, 0.6 * unit),
+            unit,
+            eq=lambda y, unit: A @ (y / unit) - b,
+            ineq=lambda y, unit: (G @ y - unit * h) / unit,
+            bounds=(unit * lower, unit * upper),
             on_failure="ignore",
         )
-    )
-    for _ in range(10):
-        p = rng.normal(size=4)
-        found = run(p)
-        if int(found.report.status) == Status.CONVERGED:
-            accepted += 1
-            assert_close(found.y / unit, jnp.asarray(capped(p, 1.0, 0.6)), 1e-8)
-    assert accepted > 0
+
+    for _ in range(12):
+        root, q = rng.normal(size=(4, 4)), 3 * rng.normal(size=4)
+        A, G, x = rng.normal(size=(1, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
+        slack, below, above = (np.abs(rng.normal(size=k)) for k in (3, 4, 4))
+        lower = np.where(rng.random(4) < 0.3, -np.inf, x - below)
+        upper = np.where(rng.random(4) < 0.3, np.inf, x + above)
+        data = root @ root.T, q, A, A @ x, G, G @ x + slack, lower, upper
+        ones, small = run(1.0, *data), run(1e-9, *data)
+        assert int(ones.report.status) == Status.CONVERGED
+        if int(small.report.status) == Status.CONVERGED:
+            assert_close(small.y / 1e-9, ones.y, 1e-6)
