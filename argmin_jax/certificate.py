@@ -199,6 +199,9 @@ def curvature(newton: Newton, point: Polished, size: int) -> Scalar:
     start = v / jnp.linalg.norm(v), jnp.zeros((), v.dtype)
     _, largest = jax.lax.fori_loop(0, POWER_STEPS, step, start)
     by_iteration = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1), jnp.inf)
+    if isinstance(point.factors, KKTFactors):  # more than any eigenvalue: the inverse is rounding
+        beyond = by_iteration > size * point.factors.size
+        by_iteration = jnp.where(beyond, jnp.inf, by_iteration)
     return jnp.where(jnp.isnan(known), by_iteration, known)
 
 

@@ -232,9 +232,13 @@ def matrices(
     hessian = constant.hessian
     if hessian is None:
         hessian = _hessian_of_lagrangian(conditions, at, args, active)
+    jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
+    force = largest(jax.grad(conditions.objective)(at.y, args))
+    length = _reach_of_constraints(conditions, at.y, args, jacobian)
     return KKTMatrices(
         hessian=hessian,
-        jacobian=jacobian_of_constraints(conditions, at.y, args, constant),
+        stiffness=jnp.where(force > 0, force, 1) / jnp.where(length > 0, length, 1),
+        jacobian=jacobian,
         active=jnp.concatenate([jnp.ones(at.eq.size, bool), active.ineq]),
         fixed=active.fixed,
         bounded=conditions.bounded,
@@ -273,11 +277,33 @@ def length_unit(
     conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, constant: Constant
 ) -> Scalar:
     """The length beside which those of y are judged: one, or less where y is all smaller and so are
-    the displacements by which forces like those of the constraints change."""
+    the displacements by which forces like those of the constraints change; or, of an objective
+    without curvature, whose gradient no displacement changes, the constraints' distances from zero.
+    """
     jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
     pull, _, response = _forces(conditions, at, args, jacobian)
-    size = jnp.maximum(largest(at.y), quotient(*map(largest, (pull, response))))
+    reach = jnp.where(
+        largest(response) > 0,
+        quotient(largest(pull), largest(response)),
+        _reach_of_constraints(conditions, at.y, args, jacobian),
+    )
+    size = jnp.maximum(largest(at.y), reach)
     return jnp.where((size > 0) & (size < 1), size, 1)
+
+
+def _reach_of_constraints(
+    conditions: KarushKuhnTucker,
+    y: Float[Array, " n"],
+    args: Arguments,
+    jacobian: Float[Array, "r n"],
+) -> Scalar:
+    """How far from zero the furthest of them is, linearised at ``y``."""
+    offsets = jnp.abs(conditions.constraints(y, args) - jacobian @ y)
+    sizes = jnp.max(jnp.abs(jacobian), axis=1, initial=0)
+    parts = [jnp.where(sizes > 0, offsets / jnp.where(sizes > 0, sizes, 1), 0)]
+    if args.bounds is not None:
+        parts += [jnp.where(jnp.isfinite(bound), jnp.abs(bound), 0) for bound in args.bounds]
+    return _largest(jnp.concatenate(parts))
 
 
 def measure(
@@ -291,9 +317,10 @@ def measure(
     """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
 
     A constraint is measured against its change under a displacement of y of relative size one; a
-    gradient, and a multiplier times the gradient of its constraint, against the largest of the
-    terms that have to cancel and the change of the gradient under such a displacement. One that
-    counts as active has to hold as an equality: derivatives take it as one.
+    gradient against the largest of the terms that have to cancel and its change under such a
+    displacement; a multiplier times the gradient of its constraint against the same, but in each
+    unknown by itself, for one of small unit has large forces. A constraint that counts as active
+    has to hold as an equality: derivatives take it as one.
 
     Slacks and displacements are relative to the larger of y and the length ``unit``.
     """
@@ -305,8 +332,10 @@ def measure(
     none = jnp.all((gradient == 0) & (response == 0))
     forces = jnp.maximum(largest(pull), largest(gradient))
     scale = jnp.where(none, jnp.inf, jnp.maximum(forces, largest(response)))
-    of_unit = jnp.where(none, jnp.inf, jnp.maximum(forces, unit * largest(response)))
-    margins = _margins(conditions, at, args, jacobian, of_unit, unit)
+    each = jnp.maximum(jnp.maximum(jnp.abs(pull), jnp.abs(gradient)), unit * jnp.abs(response))
+    # Beside the largest of them no digits may be left of smaller ones.
+    each = jnp.maximum(each, weak_level(at.y.dtype) * largest(each))
+    margins = _margins(conditions, at, args, jacobian, jnp.where(none, jnp.inf, each), unit)
     always = _pack(conditions, _always_active(conditions, args))
     equalities = conditions.constraints(at.y, args)[:p]
     broken = quotient(jnp.abs(equalities), _row_scales(conditions, jacobian[:p], at.y, args, unit))
@@ -360,7 +389,7 @@ def _margins(
     at: Multipliers,
     args: Arguments,
     jacobian: Float[Array, "r n"],
-    scale: Scalar,
+    scale: Float[Array, " n"],
     unit: Scalar,
 ) -> _Margins:
     """Slacks and multipliers of the inequalities, then of lower and upper bounds."""
@@ -370,14 +399,14 @@ def _margins(
     # A constraint that no variable moves is measured as it is.
     row_scales = _row_scales(conditions, rows, at.y, args, unit)
     slacks = [-values / jnp.where(row_scales > 0, row_scales, 1)]
-    multipliers = [at.ineq * jnp.max(jnp.abs(rows), axis=1, initial=0)]
+    share = 1 / jnp.where(scale > 0, scale, 1)
+    multipliers = [at.ineq * jnp.max(jnp.abs(rows) * share[None, :], axis=1, initial=0)]
     if args.bounds is not None:
         lower, upper = args.bounds
         size = jnp.maximum(jnp.abs(at.y), unit)
         slacks += [(at.y - lower) / size, (upper - at.y) / size]
-        multipliers += [at.lower, at.upper]
-    relative = jnp.concatenate(multipliers) / jnp.where(scale > 0, scale, 1)
-    return _Margins(jnp.concatenate(slacks), relative)
+        multipliers += [at.lower * share, at.upper * share]
+    return _Margins(jnp.concatenate(slacks), jnp.concatenate(multipliers))
 
 
 def _always_active(conditions: KarushKuhnTucker, args: Arguments) -> Active:
@@ -434,7 +463,7 @@ def estimated_multipliers(
     gradient = jax.grad(conditions.objective)(y, args)
     nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
     one = jnp.ones((), y.dtype)
-    margins = _margins(conditions, nothing, args, jacobian, one, one)
+    margins = _margins(conditions, nothing, args, jacobian, jnp.ones_like(y), one)
     near = margins.slack <= float(jnp.finfo(y.dtype).eps) ** 0.25
     rows = [jacobian]
     if conditions.bounded:

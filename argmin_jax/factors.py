@@ -87,6 +87,7 @@ class KKTMatrices(eqx.Module):
     """The parts of the matrix of the KKT conditions, n unknowns and r rows of constraints."""
 
     hessian: Float[Array, "n n"]  # of the Lagrangian
+    stiffness: Float[Array, ""]  # a force over a length, of the size of a Hessian
     jacobian: Float[Array, "r n"]  # of equalities and inequalities
     active: Bool[Array, " r"]
     fixed: Bool[Array, " n"]  # variables held at a bound
@@ -208,7 +209,7 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     active = parts.active.astype(dtype)
     projected = free[:, None] * parts.hessian * free[None, :]
     largest = jnp.max(jnp.abs(projected))
-    size = jnp.where(largest > 0, largest, 1)
+    size = jnp.where(largest > 0, largest, parts.stiffness)
     rows = active[:, None] * parts.jacobian
     lengths = jnp.linalg.norm(rows * free[None, :], axis=1)
     # A row without any free variable constrains nothing that is left.

@@ -592,30 +592,48 @@ def test_what_cannot_be_satisfied_is_no_solution_in_any_unit(unit):
     assert int(found.report.status) != Status.CONVERGED
 
 
-def test_a_strictly_convex_program_in_units_of_a_billionth_is_right_or_refused():
-    """There the solver's point, whose own units are one, is far off. Against the same in ones."""
+@pytest.mark.parametrize("curved", [True, False], ids=["strictly convex", "linear"])
+def test_a_quadratic_program_is_the_same_in_any_units(curved):
+    """One for all unknowns or one for each, others for rows and objective. Against the same in
+    ones, where y and its slopes are about one; the tolerance is ten times the worst error seen."""
     rng = np.random.default_rng(3)
+    ones = np.ones(6), np.ones(3), 1.0
 
     @jax.jit
-    def run(unit, P, q, A, b, G, h, lower, upper):
-        return solve(
-            lambda y, unit: (y / unit) @ P @ (y / unit) / 2 + q @ (y / unit),
-            jnp.zeros(4),
-            unit,
-            eq=lambda y, unit: A @ (y / unit) - b,
-            ineq=lambda y, unit: (G @ y - unit * h) / unit,
-            bounds=(unit * lower, unit * upper),
-            on_failure="ignore",
-        )
+    def run(units, P, q, A, b, G, h, lower, upper):
+        unit, of_rows, of_objective = units
 
-    for _ in range(12):
-        root, q = rng.normal(size=(4, 4)), 3 * rng.normal(size=4)
-        A, G, x = rng.normal(size=(1, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
-        slack, below, above = (np.abs(rng.normal(size=k)) for k in (3, 4, 4))
-        lower = np.where(rng.random(4) < 0.3, -np.inf, x - below)
-        upper = np.where(rng.random(4) < 0.3, np.inf, x + above)
-        data = root @ root.T, q, A, A @ x, G, G @ x + slack, lower, upper
-        ones, small = run(1.0, *data), run(1e-9, *data)
-        assert int(ones.report.status) == Status.CONVERGED
-        if int(small.report.status) == Status.CONVERGED:
-            assert_close(small.y / 1e-9, ones.y, 1e-6)
+        def minimiser(q):
+            return solve(
+                lambda y, q: of_objective * ((y / unit) @ P @ (y / unit) / 2 + q @ (y / unit)),
+                jnp.zeros(6),
+                q,
+                eq=lambda y, q: A @ (y / unit) - b,
+                ineq=lambda y, q: of_rows * (G @ (y / unit) - h),
+                bounds=(unit * lower, unit * upper),
+                on_failure="ignore",
+            )
+
+        found = minimiser(q)
+        slopes = jax.jacrev(lambda q: minimiser(q).y)(q)
+        return found.y / unit, slopes / unit[:, None], found.report
+
+    for _ in range(16):
+        root, q = rng.normal(size=(6, 6)), 3 * rng.normal(size=6)
+        A, G, x = rng.normal(size=(1, 6)), rng.normal(size=(3, 6)), rng.normal(size=6)
+        slack, below, above = (np.abs(rng.normal(size=k)) for k in (3, 6, 6))
+        lower = x - below
+        upper = np.where(curved & (rng.random(6) < 0.3), np.inf, x + above)
+        P = curved * root @ root.T
+        data = P, q, A, A @ x, G, G @ x + slack, lower, upper
+        y, slopes, report = run(ones, *data)
+        assert int(report.status) == Status.CONVERGED
+        for units in (
+            (np.full(6, 1e-9), np.ones(3), 1.0),
+            (np.full(6, 1e6), np.ones(3), 1e-6),
+            (10 ** rng.uniform(-3, 3, 6), 10 ** rng.uniform(-3, 3, 3), 1.0),
+        ):
+            other, other_slopes, report = run(units, *data)
+            assert int(report.status) == Status.CONVERGED
+            np.testing.assert_allclose(other, y, rtol=0, atol=1e-9)
+            np.testing.assert_allclose(other_slopes, slopes, rtol=0, atol=1e-9)

@@ -18,6 +18,7 @@ def parts(seed=0, active=(True, True, False), fixed=NONE, jacobian=None, hessian
     root = rng.normal(size=(N, N))
     return KKTMatrices(
         hessian=jnp.asarray(root @ root.T + np.eye(N) if hessian is None else hessian),
+        stiffness=jnp.ones(()),
         jacobian=jnp.asarray(rng.normal(size=(ROWS, N)) if jacobian is None else jacobian),
         active=jnp.asarray(active),
         fixed=jnp.asarray(fixed),

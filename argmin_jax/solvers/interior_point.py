@@ -19,6 +19,7 @@ from .nlp import NonlinearProgram, PrimalDual
 from .predictor import Ended, Predictor
 from .restoration import ENOUGH, Restoration
 from .scaled import Here, Scale, ScaledProgram, Values
+from .units import run_in_units
 
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5  # decrease of the barrier parameter, (7)
 TAU_MIN = 0.99  # fraction to the boundary, (8)
@@ -71,7 +72,7 @@ class InteriorPoint(eqx.Module):
             return self._run(program, y, tolerance, max_steps)
 
         if self.smoothing is None:
-            return run(program, y)
+            return run_in_units(run, program, y)
         tolerance = jnp.minimum(tolerance, self.smoothing / 10)
         return run_to_path(run, program, y, self.smoothing)
 
