@@ -234,7 +234,7 @@ def matrices(
         hessian = _hessian_of_lagrangian(conditions, at, args, active)
     jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
     force = largest(jax.grad(conditions.objective)(at.y, args))
-    length = _reach_of_constraints(conditions, at.y, args, jacobian)
+    length = _reach_of_constraints(conditions, at.y, args, jacobian, active)
     return KKTMatrices(
         hessian=hessian,
         stiffness=jnp.where(force > 0, force, 1) / jnp.where(length > 0, length, 1),
@@ -296,13 +296,24 @@ def _reach_of_constraints(
     y: Float[Array, " n"],
     args: Arguments,
     jacobian: Float[Array, "r n"],
+    active: Active | None = None,
 ) -> Scalar:
-    """How far from zero the furthest of them is, linearised at ``y``."""
-    offsets = jnp.abs(conditions.constraints(y, args) - jacobian @ y)
-    sizes = jnp.max(jnp.abs(jacobian), axis=1, initial=0)
-    parts = [jnp.where(sizes > 0, offsets / jnp.where(sizes > 0, sizes, 1), 0)]
+    """How far from zero the furthest of them is, linearised at ``y``; or of the ``active`` ones.
+    Variables that are held at equal bounds say nothing of the others."""
+    p, _ = conditions.rows
+    equal = _always_active(conditions, args).lower
+    offsets = jnp.abs(conditions.constraints(y, args) - jacobian @ jnp.where(equal, 0, y))
+    sizes = jnp.max(jnp.where(equal[None, :], 0, jnp.abs(jacobian)), axis=1, initial=0)
+    distances = jnp.where(sizes > 0, offsets / jnp.where(sizes > 0, sizes, 1), 0)
+    if active is not None:
+        distances = jnp.where(jnp.concatenate([jnp.ones(p, bool), active.ineq]), distances, 0)
+    parts = [distances]
     if args.bounds is not None:
-        parts += [jnp.where(jnp.isfinite(bound), jnp.abs(bound), 0) for bound in args.bounds]
+        sides = (None, None) if active is None else (active.lower, active.upper)
+        for bound, side in zip(args.bounds, sides, strict=True):
+            counts = jnp.isfinite(bound) & ~equal
+            counts = counts if side is None else counts & side
+            parts.append(jnp.where(counts, jnp.abs(bound), 0))
     return _largest(jnp.concatenate(parts))
 
 
@@ -317,10 +328,10 @@ def measure(
     """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
 
     A constraint is measured against its change under a displacement of y of relative size one; a
-    gradient against the largest of the terms that have to cancel and its change under such a
-    displacement; a multiplier times the gradient of its constraint against the same, but in each
-    unknown by itself, for one of small unit has large forces. A constraint that counts as active
-    has to hold as an equality: derivatives take it as one.
+    gradient against the largest of the terms that have to cancel and its change, in the same
+    unknown, under such a displacement; a multiplier times the gradient of its constraint against
+    terms and change in each unknown by itself, for one of small unit has large forces. A constraint
+    that counts as active has to hold as an equality: derivatives take it as one.
 
     Slacks and displacements are relative to the larger of y and the length ``unit``.
     """
@@ -331,7 +342,7 @@ def measure(
     # the multipliers then hold is rounding, and nothing beside everything.
     none = jnp.all((gradient == 0) & (response == 0))
     forces = jnp.maximum(largest(pull), largest(gradient))
-    scale = jnp.where(none, jnp.inf, jnp.maximum(forces, largest(response)))
+    scale = jnp.where(none, jnp.inf, jnp.maximum(forces, jnp.abs(response)))
     each = jnp.maximum(jnp.maximum(jnp.abs(pull), jnp.abs(gradient)), unit * jnp.abs(response))
     # Beside the largest of them no digits may be left of smaller ones.
     each = jnp.maximum(each, weak_level(at.y.dtype) * largest(each))
@@ -344,7 +355,7 @@ def measure(
         _pack(conditions, active), margins.slack, jnp.minimum(margins.slack, margins.multiplier)
     )
     violations = Violations(
-        stationarity=quotient(jnp.max(jnp.abs(gradient + pull)), scale),
+        stationarity=jnp.max(quotient(jnp.abs(gradient + pull), scale), initial=0),
         infeasibility=_largest(jnp.concatenate([broken, -margins.slack])),
         complementarity=_largest(jnp.concatenate([negative, jnp.where(always, 0, apart)])),
     )

@@ -226,6 +226,8 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     complement = times(across.T, across) + jnp.diag(1 - active) / size
     lower_dual = cholesky(complement.T, symmetrize_input=False)
     regular = _safe(lower, augmented, eps) & _safe(lower_dual, complement, eps)
+    # Of more rows than unknowns that are left some depend on others, whatever rounding says.
+    regular &= jnp.sum(active * constraining) <= jnp.sum(free)
     finite = jnp.all(jnp.isfinite(projected)) & jnp.all(jnp.isfinite(rows))
 
     def by_eigenvalues(zero):

@@ -637,3 +637,50 @@ def test_a_quadratic_program_is_the_same_in_any_units(curved):
             assert int(report.status) == Status.CONVERGED
             np.testing.assert_allclose(other, y, rtol=0, atol=1e-9)
             np.testing.assert_allclose(other_slopes, slopes, rtol=0, atol=1e-9)
+
+
+def test_stiff_unknowns_do_not_hide_what_is_left_of_the_gradient_in_others():
+    """Transport with entropy 0.01: where the plan is 1e-44 the Hessian is 1e42, beside which any
+    gradient is nothing, and K seems singular. Against dy/dC from the Hessian's inverse, which is
+    nowhere large: diag(y / e)."""
+    rng, e = np.random.default_rng(3), 0.01
+    A = np.concatenate([np.kron(np.eye(4), np.ones((1, 4))), np.kron(np.ones((1, 4)), np.eye(4))])
+
+    @jax.jit
+    def run(C, a, b):
+        def plan(C):
+            found = solve(
+                lambda y, C: jnp.sum(C * y) + e * jnp.sum(y * (jnp.log(y) - 1)),
+                jnp.full((4, 4), 1 / 16),
+                C,
+                eq=lambda y, C: (jnp.sum(y, axis=1) - a, jnp.sum(y, axis=0) - b),
+                bounds=(0, None),
+                on_failure="ignore",
+            )
+            return found.y, found.report
+
+        return jax.jacrev(plan, has_aux=True)(C), plan(C)[0]
+
+    for _ in range(8):
+        C = rng.random((4, 4))
+        a, b = (share / np.sum(share) for share in rng.gamma(1.0, size=(2, 4)) + 0.05)
+        (slopes, report), y = run(C, a, b)
+        inverse = np.diag(np.ravel(y) / e)
+        rows = inverse @ A.T @ np.linalg.pinv(A @ inverse @ A.T, rcond=1e-13) @ A @ inverse
+        if int(report.status) == Status.CONVERGED:
+            assert_close(slopes.reshape(16, 16), rows - inverse, 1e-5)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e9])
+def test_neither_a_held_variable_nor_a_distant_start_makes_others_small(start):
+    """min -y1 over y0 = 1e6, y1 + y2 = y0 - 1e6 + 1, y1 <= y2, y >= 0: y1 = y2 = 1/2."""
+    found = solve(
+        lambda y: -y[1],
+        jnp.full(3, start),
+        eq=lambda y: y[1] + y[2] - y[0] + 1e6 - 1,
+        ineq=lambda y: y[1] - y[2],
+        bounds=(jnp.array([1e6, 0, 0]), jnp.array([1e6, jnp.inf, jnp.inf])),
+        on_failure="ignore",
+    )
+    assert int(found.report.status) == Status.CONVERGED
+    np.testing.assert_allclose(found.y[1:], 0.5, rtol=0, atol=1e-9)

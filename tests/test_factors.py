@@ -90,3 +90,23 @@ def test_the_expensive_decompositions_are_not_moved_out_of_the_loop_that_is_seld
     for decomposition in ("syevd", "gesdd"):
         assert decomposition in program
         assert decomposition not in entry
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_more_rows_than_unknowns_depend_on_each_other_whatever_rounding_says(size):
+    """Of such matrices without large condition numbers one in twenty passes by its pivots."""
+    rng = np.random.default_rng(0)
+
+    def rank_deficiency(jacobian):
+        given = KKTMatrices(
+            hessian=size * jnp.eye(N),
+            stiffness=jnp.ones(()),
+            jacobian=jacobian,
+            active=jnp.ones(N + 1, bool),
+            fixed=jnp.zeros(N, bool),
+            bounded=False,
+        )
+        return factorise_kkt(given).rank_deficiency
+
+    found = jax.jit(jax.vmap(rank_deficiency))(rng.normal(size=(200, N + 1, N)))
+    assert np.all(np.asarray(found) >= 1)

@@ -16,6 +16,8 @@ from ..structure import Constant
 from .barrier import size
 from .nlp import NonlinearProgram, PrimalDual
 
+FARTHEST = 1e3  # from zero a start may be, of unknowns that are about one: it only costs digits
+
 
 class Units(eqx.Module):
     """Powers of two, so that nothing is rounded."""
@@ -51,7 +53,7 @@ def run_in_units(
             ),
             bounded=program.bounded,
         ),
-        y / length,
+        jnp.clip(y / length, -FARTHEST, FARTHEST),
     )
     return PrimalDual(
         y=length * end.y,
@@ -74,20 +76,23 @@ def _own_units(
     and above one where the objective's own minimum or the equalities are further away from zero,
     for bounds and inequalities may be far off because they do not matter. The rows' makes their
     largest coefficients one. The objective's is at most one: the solver itself knows a larger one.
+    Unknowns that are held are as large as they are, and say nothing of the others.
     """
     held = program.lower >= program.upper
     y = jnp.where(held, program.lower, y)
+    free = jnp.where(held, 0, y)
     gradient = jax.grad(lambda y: program.objective(y).astype(y.dtype))(y)
     p = jax.eval_shape(program.equalities, y).size
     curvature = size(hessian)
     of_rows = jnp.max(jnp.where(held[None, :], 0, jnp.abs(jacobian)), axis=1, initial=0)
     # How far away they are from zero.
-    minimum = _quotient(size(gradient - hessian @ y), curvature)
-    rows = _quotient(jnp.abs(program.rows(y) - jacobian @ y), of_rows)
-    bounds = jnp.abs(jnp.concatenate([program.lower, program.upper]))
+    minimum = _quotient(size(gradient - hessian @ free), curvature)
+    rows = _quotient(jnp.abs(program.rows(y) - jacobian @ free), of_rows)
+    bounds = jnp.where(held[None, :], 0, jnp.abs(jnp.stack([program.lower, program.upper])))
     finite = size(jnp.where(jnp.isfinite(bounds), bounds, 0))
 
-    most = jnp.max(jnp.stack([minimum, size(rows), finite, size(y)]))
+    most = jnp.max(jnp.stack([minimum, size(rows), finite]))
+    most = jnp.where(most > 0, most, size(free))
     least = jnp.minimum(jnp.maximum(minimum, size(rows[:p])), size(bounds))
     length = _power_of_two(jnp.where(most < 1, most, jnp.maximum(least, 1)))
     force = length * jnp.maximum(size(gradient), length * curvature)
