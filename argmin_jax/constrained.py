@@ -75,7 +75,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     always = _pack(conditions, equal)
     of_equal = _pack(conditions, Active(equal.ineq, equal.lower, equal.lower))
     unit = length_unit(conditions, found, args, constant)
-    before, there = measure(conditions, found, args, equal, constant, unit)
+    before, there = measure(conditions, found, args, equal, constant, unit, newton.start)
     nearby = before.worst <= tol**0.5
     # Where the multiplier is larger than the slack: the two sides of an interior point's path.
     likely = (there.multiplier > there.slack) | always
@@ -88,7 +88,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         at, spectrum = conditions.split(polished.z), polished.spectrum
         # The solver's point may be far off beside a y that is small; rounding is no size of y.
         here = jnp.clip(length_unit(conditions, at, args, constant), noise**0.5 * unit, unit)
-        violations, margins = measure(conditions, at, args, active, constant, here)
+        violations, margins = measure(conditions, at, args, active, constant, here, newton.start)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
         violated = ~state.active & (margins.slack < -noise)
         # Without a constraint let go the Hessian may have negative curvature, or leave y free.
@@ -185,7 +185,7 @@ def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Se
     ahead = jax.tree.map(jnp.add, at, change)
     seen = Multipliers(at.y, ahead.eq, ahead.ineq, ahead.upper - ahead.lower)
     unit = length_unit(conditions.limit, seen, args, constant)
-    violations, margins = measure(conditions.limit, seen, args, fixed, constant, unit)
+    violations, margins = measure(conditions.limit, seen, args, fixed, constant, unit, newton.start)
     given, wanted = ([m.ineq, m.of_lower, m.of_upper] for m in (at, ahead))
     violations = Violations(
         violations.stationarity,
@@ -324,14 +324,15 @@ def measure(
     active: Active,
     constant: Constant,
     unit: Scalar,
+    start: Float[Array, " n"],
 ) -> tuple[Violations, _Margins]:
     """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
 
     A constraint is measured against its change under a displacement of y of relative size one; a
-    gradient against the largest of the terms that have to cancel and its change, in the same
-    unknown, under such a displacement; a multiplier times the gradient of its constraint against
-    terms and change in each unknown by itself, for one of small unit has large forces. A constraint
-    that counts as active has to hold as an equality: derivatives take it as one.
+    gradient against the largest of the terms that have to cancel, here or at the ``start``, and its
+    change, in the same unknown, under such a displacement; a multiplier times the gradient of its
+    constraint against terms and change in each unknown by itself, for one of small unit has large
+    forces. A constraint that counts as active has to hold as an equality: derivatives take it so.
 
     Slacks and displacements are relative to the larger of y and the length ``unit``.
     """
@@ -342,7 +343,13 @@ def measure(
     # the multipliers then hold is rounding, and nothing beside everything.
     none = jnp.all((gradient == 0) & (response == 0))
     forces = jnp.maximum(largest(pull), largest(gradient))
-    scale = jnp.where(none, jnp.inf, jnp.maximum(forces, jnp.abs(response)))
+    # Not beside the largest response of all: where one curvature is 1e42, any gradient is nothing.
+    changes = jnp.abs(response)
+    least = jnp.min(jnp.where(changes > 0, changes, jnp.inf), initial=jnp.inf)
+    at_start = jnp.minimum(largest(jax.grad(conditions.objective)(start, args)), largest(response))
+    common = jnp.maximum(at_start, weak_level(at.y.dtype) * least)
+    common = jnp.maximum(forces, jnp.where(jnp.isfinite(common), common, 0))
+    scale = jnp.where(none, jnp.inf, jnp.maximum(common, changes))
     each = jnp.maximum(jnp.maximum(jnp.abs(pull), jnp.abs(gradient)), unit * jnp.abs(response))
     # Beside the largest of them no digits may be left of smaller ones.
     each = jnp.maximum(each, weak_level(at.y.dtype) * largest(each))
