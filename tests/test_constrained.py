@@ -595,7 +595,7 @@ def test_what_cannot_be_satisfied_is_no_solution_in_any_unit(unit):
 @pytest.mark.parametrize("curved", [True, False], ids=["strictly convex", "linear"])
 def test_a_quadratic_program_is_the_same_in_any_units(curved):
     """One for all unknowns or one for each, others for rows and objective. Against the same in
-    ones, where y and its slopes are about one; the tolerance is ten times the worst error seen."""
+    ones, where y and its slopes are about one; no error was above 1e-12."""
     rng = np.random.default_rng(3)
     ones = np.ones(6), np.ones(3), 1.0
 
