@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,26 +10,25 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .factors import KKTMatrices
 from .matrix_free import largest
-from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers, probe, quotient
+from .optimality import Active, CentralPath, KarushKuhnTucker, Multipliers
 from .polish import Newton, Polished, is_short
 from .program import Arguments
-from .structure import Blocks, Constant, hessian_blocks, jacobian_function
+from .structure import Blocks, Constant, hessian_blocks
+from .violations import (
+    Violations,
+    always_active,
+    jacobian_of_constraints,
+    length_unit,
+    margins_of,
+    measure,
+    pack,
+    reach_of_constraints,
+    weak_level,
+)
 
 ROUNDS = 8  # of corrections to the set of active constraints
 ATTEMPTS = 5  # sets of active constraints that the corrections start from
 NOISE = 10  # so many times the rounding of a slack, or of a multiplier, are none
-
-
-class Violations(eqx.Module):
-    """How far a point is from satisfying the KKT conditions, each a relative number."""
-
-    stationarity: Scalar
-    infeasibility: Scalar
-    complementarity: Scalar
-
-    @property
-    def worst(self) -> Scalar:
-        return jnp.maximum(self.stationarity, jnp.maximum(self.infeasibility, self.complementarity))
 
 
 class Settled(eqx.Module):
@@ -40,18 +38,6 @@ class Settled(eqx.Module):
     active: Active | None
     weakly_active: Int[Array, ""]
     violations: Violations
-
-
-class _Margins(eqx.Module):
-    """Of each inequality: its slack and its multiplier, as relative numbers."""
-
-    slack: Float[Array, " c"]
-    multiplier: Float[Array, " c"]
-
-
-def weak_level(dtype: Any) -> float:
-    """Relative slacks and multipliers up to this count as zero, both at once as weakly active."""
-    return float(jnp.finfo(dtype).eps) ** 0.4
 
 
 def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -> Settled:
@@ -71,11 +57,12 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     start = conditions.join(found)
     level = weak_level(start.dtype)
     noise = NOISE * float(jnp.finfo(start.dtype).eps)
-    equal = _always_active(conditions, args)
-    always = _pack(conditions, equal)
-    of_equal = _pack(conditions, Active(equal.ineq, equal.lower, equal.lower))
+    equal = always_active(conditions, args)
+    always = pack(conditions, equal)
+    of_equal = pack(conditions, Active(equal.ineq, equal.lower, equal.lower))
     unit = length_unit(conditions, found, args, constant)
-    before, there = measure(conditions, found, args, equal, constant, unit, newton.start)
+    push = largest(jax.grad(conditions.objective)(newton.start, args))
+    before, there = measure(conditions, found, args, equal, constant, unit, push)
     nearby = before.worst <= tol**0.5
     # Where the multiplier is larger than the slack: the two sides of an interior point's path.
     likely = (there.multiplier > there.slack) | always
@@ -88,7 +75,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         at, spectrum = conditions.split(polished.z), polished.spectrum
         # The solver's point may be far off beside a y that is small; rounding is no size of y.
         here = jnp.clip(length_unit(conditions, at, args, constant), noise**0.5 * unit, unit)
-        violations, margins = measure(conditions, at, args, active, constant, here, newton.start)
+        violations, margins = measure(conditions, at, args, active, constant, here, push)
         weak = state.active & (margins.multiplier <= level) & ~state.kept
         violated = ~state.active & (margins.slack < -noise)
         # Without a constraint let go the Hessian may have negative curvature, or leave y free.
@@ -171,7 +158,7 @@ def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Se
     but for complementarity, which is slack * multiplier = mu."""
     conditions, args = newton.conditions, newton.args
     assert isinstance(conditions, CentralPath)
-    fixed = _always_active(conditions, args)
+    fixed = always_active(conditions, args)
     multipliers = jnp.zeros_like(found.ineq), jnp.where(fixed.fixed, found.bounds, 0)
     start = conditions.join(Multipliers(found.y, found.eq, *multipliers))
     polished = newton.polish(start, fixed)
@@ -185,7 +172,8 @@ def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Se
     ahead = jax.tree.map(jnp.add, at, change)
     seen = Multipliers(at.y, ahead.eq, ahead.ineq, ahead.upper - ahead.lower)
     unit = length_unit(conditions.limit, seen, args, constant)
-    violations, margins = measure(conditions.limit, seen, args, fixed, constant, unit, newton.start)
+    push = largest(jax.grad(conditions.objective)(newton.start, args))
+    violations, margins = measure(conditions.limit, seen, args, fixed, constant, unit, push)
     given, wanted = ([m.ineq, m.of_lower, m.of_upper] for m in (at, ahead))
     violations = Violations(
         violations.stationarity,
@@ -202,7 +190,8 @@ def _apart(
     mu / wanted; 1 where one of them is not inside. (Of infinite slacks both are zero.)"""
     inside = (given > 0) & (wanted > 0)
     distance = jnp.where(inside, slack, 1) * jnp.abs(1 - given / jnp.where(inside, wanted, 1))
-    return _largest(jnp.where(inside, distance, ((given != 0) | (wanted != 0)).astype(slack.dtype)))
+    outside = ((given != 0) | (wanted != 0)).astype(slack.dtype)
+    return jnp.max(jnp.where(inside, distance, outside), initial=0)
 
 
 class _State(eqx.Module):
@@ -234,7 +223,7 @@ def matrices(
         hessian = _hessian_of_lagrangian(conditions, at, args, active)
     jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
     force = largest(jax.grad(conditions.objective)(at.y, args))
-    length = _reach_of_constraints(conditions, at.y, args, jacobian, active)
+    length = reach_of_constraints(conditions, at.y, args, jacobian, active)
     return KKTMatrices(
         hessian=hessian,
         stiffness=jnp.where(force > 0, force, 1) / jnp.where(length > 0, length, 1),
@@ -263,183 +252,6 @@ def _hessian_of_lagrangian(
     _, product = jax.linearize(gradient, at.y)
     (hessian,) = hessian_blocks(product, Blocks((at.y.size,)), at.y.dtype)
     return hessian
-
-
-def jacobian_of_constraints(
-    conditions: KarushKuhnTucker, y: Float[Array, " n"], args: Arguments, constant: Constant
-) -> Float[Array, "r n"]:
-    if constant.jacobian is not None:
-        return constant.jacobian
-    return jacobian_function(lambda y: conditions.constraints(y, args), y)(y)
-
-
-def length_unit(
-    conditions: KarushKuhnTucker, at: Multipliers, args: Arguments, constant: Constant
-) -> Scalar:
-    """The length beside which those of y are judged: one, or less where y is all smaller and so are
-    the displacements by which forces like those of the constraints change; or, of an objective
-    without curvature, whose gradient no displacement changes, the constraints' distances from zero.
-    """
-    jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
-    pull, _, response = _forces(conditions, at, args, jacobian)
-    reach = jnp.where(
-        largest(response) > 0,
-        quotient(largest(pull), largest(response)),
-        _reach_of_constraints(conditions, at.y, args, jacobian),
-    )
-    size = jnp.maximum(largest(at.y), reach)
-    return jnp.where((size > 0) & (size < 1), size, 1)
-
-
-def _reach_of_constraints(
-    conditions: KarushKuhnTucker,
-    y: Float[Array, " n"],
-    args: Arguments,
-    jacobian: Float[Array, "r n"],
-    active: Active | None = None,
-) -> Scalar:
-    """How far from zero the furthest of them is, linearised at ``y``; or of the ``active`` ones.
-    Variables that are held at equal bounds say nothing of the others."""
-    p, _ = conditions.rows
-    equal = _always_active(conditions, args).lower
-    offsets = jnp.abs(conditions.constraints(y, args) - jacobian @ jnp.where(equal, 0, y))
-    sizes = jnp.max(jnp.where(equal[None, :], 0, jnp.abs(jacobian)), axis=1, initial=0)
-    distances = jnp.where(sizes > 0, offsets / jnp.where(sizes > 0, sizes, 1), 0)
-    if active is not None:
-        distances = jnp.where(jnp.concatenate([jnp.ones(p, bool), active.ineq]), distances, 0)
-    parts = [distances]
-    if args.bounds is not None:
-        sides = (None, None) if active is None else (active.lower, active.upper)
-        for bound, side in zip(args.bounds, sides, strict=True):
-            counts = jnp.isfinite(bound) & ~equal
-            counts = counts if side is None else counts & side
-            parts.append(jnp.where(counts, jnp.abs(bound), 0))
-    return _largest(jnp.concatenate(parts))
-
-
-def measure(
-    conditions: KarushKuhnTucker,
-    at: Multipliers,
-    args: Arguments,
-    active: Active,
-    constant: Constant,
-    unit: Scalar,
-    start: Float[Array, " n"],
-) -> tuple[Violations, _Margins]:
-    """How far ``at`` is from the KKT conditions, with every constraint in its own scale.
-
-    A constraint is measured against its change under a displacement of y of relative size one; a
-    gradient against the largest of the terms that have to cancel, here or at the ``start``, and its
-    change, in the same unknown, under such a displacement; a multiplier times the gradient of its
-    constraint against terms and change in each unknown by itself, for one of small unit has large
-    forces. A constraint that counts as active has to hold as an equality: derivatives take it so.
-
-    Slacks and displacements are relative to the larger of y and the length ``unit``.
-    """
-    p, _ = conditions.rows
-    jacobian = jacobian_of_constraints(conditions, at.y, args, constant)
-    pull, gradient, response = _forces(conditions, at, args, jacobian)
-    # An objective that is constant, which asks for any feasible point, pushes with no force: what
-    # the multipliers then hold is rounding, and nothing beside everything.
-    none = jnp.all((gradient == 0) & (response == 0))
-    forces = jnp.maximum(largest(pull), largest(gradient))
-    # Not beside the largest response of all: where one curvature is 1e42, any gradient is nothing.
-    changes = jnp.abs(response)
-    least = jnp.min(jnp.where(changes > 0, changes, jnp.inf), initial=jnp.inf)
-    at_start = jnp.minimum(largest(jax.grad(conditions.objective)(start, args)), largest(response))
-    common = jnp.maximum(at_start, weak_level(at.y.dtype) * least)
-    common = jnp.maximum(forces, jnp.where(jnp.isfinite(common), common, 0))
-    scale = jnp.where(none, jnp.inf, jnp.maximum(common, changes))
-    each = jnp.maximum(jnp.maximum(jnp.abs(pull), jnp.abs(gradient)), unit * jnp.abs(response))
-    # Beside the largest of them no digits may be left of smaller ones.
-    each = jnp.maximum(each, weak_level(at.y.dtype) * largest(each))
-    margins = _margins(conditions, at, args, jacobian, jnp.where(none, jnp.inf, each), unit)
-    always = _pack(conditions, _always_active(conditions, args))
-    equalities = conditions.constraints(at.y, args)[:p]
-    broken = quotient(jnp.abs(equalities), _row_scales(conditions, jacobian[:p], at.y, args, unit))
-    negative = jnp.where(always, 0, -margins.multiplier)
-    apart = jnp.where(
-        _pack(conditions, active), margins.slack, jnp.minimum(margins.slack, margins.multiplier)
-    )
-    violations = Violations(
-        stationarity=jnp.max(quotient(jnp.abs(gradient + pull), scale), initial=0),
-        infeasibility=_largest(jnp.concatenate([broken, -margins.slack])),
-        complementarity=_largest(jnp.concatenate([negative, jnp.where(always, 0, apart)])),
-    )
-    return violations, margins
-
-
-def _forces(
-    conditions: KarushKuhnTucker,
-    at: Multipliers,
-    args: Arguments,
-    jacobian: Float[Array, "r n"],
-) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
-    """The pull of the constraints, the objective's gradient, and the change of that under a
-    displacement of y of relative size one."""
-    pull = jnp.concatenate([at.eq, at.ineq]) @ jacobian + at.bounds
-    gradient, response = jax.jvp(
-        lambda y: jax.grad(conditions.objective)(y, args), (at.y,), (probe(at.y),)
-    )
-    return pull, gradient, response
-
-
-def _largest(x: Array) -> Scalar:
-    """The largest entry, at least zero; NaN where there is one."""
-    return jnp.max(jnp.concatenate([jnp.zeros(1, x.dtype), x]))
-
-
-def _row_scales(
-    conditions: KarushKuhnTucker,
-    jacobian: Float[Array, "r n"],
-    y: Float[Array, " n"],
-    args: Arguments,
-    unit: Scalar,
-) -> Float[Array, " r"]:
-    """The changes of constraints under a displacement of y of relative size one; a variable that is
-    held at equal bounds is not displaced, and has its own size only."""
-    held = _always_active(conditions, args).lower
-    return jnp.abs(jacobian) @ jnp.maximum(jnp.abs(y), jnp.where(held, 0, unit))
-
-
-def _margins(
-    conditions: KarushKuhnTucker,
-    at: Multipliers,
-    args: Arguments,
-    jacobian: Float[Array, "r n"],
-    scale: Float[Array, " n"],
-    unit: Scalar,
-) -> _Margins:
-    """Slacks and multipliers of the inequalities, then of lower and upper bounds."""
-    p, _ = conditions.rows
-    rows = jacobian[p:]
-    values = conditions.constraints(at.y, args)[p:]
-    # A constraint that no variable moves is measured as it is.
-    row_scales = _row_scales(conditions, rows, at.y, args, unit)
-    slacks = [-values / jnp.where(row_scales > 0, row_scales, 1)]
-    share = 1 / jnp.where(scale > 0, scale, 1)
-    multipliers = [at.ineq * jnp.max(jnp.abs(rows) * share[None, :], axis=1, initial=0)]
-    if args.bounds is not None:
-        lower, upper = args.bounds
-        size = jnp.maximum(jnp.abs(at.y), unit)
-        slacks += [(at.y - lower) / size, (upper - at.y) / size]
-        multipliers += [at.lower * share, at.upper * share]
-    return _Margins(jnp.concatenate(slacks), jnp.concatenate(multipliers))
-
-
-def _always_active(conditions: KarushKuhnTucker, args: Arguments) -> Active:
-    """Variables whose bounds are equal are held, whatever the sign of the multiplier."""
-    _, m = conditions.rows
-    equal = jnp.zeros(conditions.size, bool)
-    if args.bounds is not None:
-        equal = args.bounds[0] == args.bounds[1]
-    return Active(jnp.zeros(m, bool), equal, jnp.zeros_like(equal))
-
-
-def _pack(conditions: KarushKuhnTucker, active: Active) -> Bool[Array, " c"]:
-    """In the order of `_margins`."""
-    bounds = [active.lower, active.upper] if conditions.bounded else []
-    return jnp.concatenate([active.ineq, *bounds])
 
 
 def _unpack(conditions: KarushKuhnTucker, packed: Bool[Array, " c"], args: Arguments) -> Active:
@@ -481,7 +293,7 @@ def estimated_multipliers(
     gradient = jax.grad(conditions.objective)(y, args)
     nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
     one = jnp.ones((), y.dtype)
-    margins = _margins(conditions, nothing, args, jacobian, jnp.ones_like(y), one)
+    margins = margins_of(conditions, nothing, args, jacobian, jnp.ones_like(y), one)
     near = margins.slack <= float(jnp.finfo(y.dtype).eps) ** 0.25
     rows = [jacobian]
     if conditions.bounded:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from .certificate import Certificate, certify, without_flat_directions
 from .constrained import (
     Settled,
-    Violations,
     estimated_multipliers,
     matrices,
     settle,
@@ -43,6 +42,7 @@ from .quadratic import is_quadratic
 from .report import Report, Status
 from .solvers import ConstrainedMinimiser, Minimiser, NonlinearProgram, ScalableMinimiser
 from .structure import Constant, constant_hessian, find_blocks, same_blocks
+from .violations import Violations
 
 # A restartable solver is first asked for little: the polish, whose factorisation the backward
 # pass needs anyway, squares the error of a point that is nearly right. Only where that did not

@@ -42,13 +42,16 @@ ROOMS = {
     },
     "report": {"optimality", "linear_solve"},
     "polish": {"program", "operators", "optimality", "structure", "factors", "linear_solve"},
-    "constrained": {"program", "structure", "optimality", "factors", "matrix_free", "polish"},
+    "violations": {"program", "structure", "optimality", "matrix_free"},
+    "constrained": {
+        "program", "structure", "optimality", "factors", "matrix_free", "polish", "violations",
+    },
     "certificate": {"optimality", "factors", "linear_solve", "polish"},
     "drift": {"optimality", "factors", "linear_solve", "matrix_free", "polish", "symmetric"},
     "forward": {
         "program", "problem", "structure", "optimality", "factors", "linear_solve", "solvers",
-        "report", "polish", "constrained", "certificate", "drift", "equilibration", "quadratic",
-        "matrix_free",
+        "report", "polish", "violations", "constrained", "certificate", "drift", "equilibration",
+        "quadratic", "matrix_free",
     },
     "rules": {
         "program", "problem", "optimality", "lanes", "linear_solve", "implicit", "report",
