@@ -1,5 +1,5 @@
-"""The implicit function theorem as derivative rules: the only room with `jax.custom_vjp` and
-`custom_jvp`, at its end."""
+"""The implicit function theorem as derivative rules: the only room with `jax.custom_vjp`, and with
+primitives of our own, at its end."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from .forward import Found, Method, find
@@ -216,14 +218,60 @@ def _value_jvp(setting, primals, tangents):
     return _forward_optimal_value(setting, *primals), value_dot
 
 
+def _with_forward_rule(name: str, primal: Callable, jvp: Callable) -> Callable:
+    """``primal(setting, found, floating, other)``, differentiated by ``jvp(setting, primals,
+    tangents)``: what `jax.custom_jvp` is for.
+
+    But in reverse mode `jax.lax.scan` drops such rules from what it computes of primal results, and
+    with them all further derivatives, in silence. A primitive keeps its rule. Its operands are the
+    leaves of the arguments; ``axes``, from the innermost, says which are mapped under `vmap`.
+    """
+    primitive = Primitive(name)
+
+    def call(setting, *arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        return primitive.bind(*leaves, setting=setting, structure=structure, axes=())
+
+    def evaluate(*leaves, setting, structure, axes):
+        def one(*leaves):
+            return primal(setting, *structure.unflatten(leaves))
+
+        for in_axes in axes:
+            one = jax.vmap(one, in_axes)
+        return one(*leaves)
+
+    def shape(*leaves, **params):
+        (out,) = jax.make_jaxpr(partial(evaluate, **params))(*leaves).out_avals
+        return out
+
+    def push_forward(leaves, tangents, *, setting, structure, axes):
+        places = jax.tree.leaves(structure.unflatten(range(len(leaves)))[1])
+
+        def one(leaves, dots):
+            primals = structure.unflatten(leaves)
+            floating_dot = jax.tree.unflatten(jax.tree.structure(primals[1]), dots)
+            return jvp(setting, primals, (None, floating_dot, None))
+
+        for in_axes in axes:
+            one = jax.vmap(one, (in_axes, tuple(in_axes[i] for i in places)))
+        return one(leaves, tuple(ad.instantiate_zeros(tangents[i]) for i in places))
+
+    def batch(leaves, in_axes, *, axes, **params):
+        return primitive.bind(*leaves, axes=(*axes, tuple(in_axes)), **params), 0
+
+    primitive.def_impl(evaluate)
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
+    ad.primitive_jvps[primitive] = push_forward
+    batching.primitive_batchers[primitive] = batch
+    return call
+
+
 _implicit_root = jax.custom_vjp(_root_primal, nondiff_argnums=(0,))
 _implicit_root.defvjp(_root_fwd, _root_bwd)
 
 _optimal_value = jax.custom_vjp(_value_primal, nondiff_argnums=(0,))
 _optimal_value.defvjp(_value_fwd, _value_bwd)
 
-_forward_root = jax.custom_jvp(_root_primal, nondiff_argnums=(0,))
-_forward_root.defjvp(_root_jvp)
-
-_forward_optimal_value = jax.custom_jvp(_value_primal, nondiff_argnums=(0,))
-_forward_optimal_value.defjvp(_value_jvp)
+_forward_root = _with_forward_rule("argmin_root", _root_primal, _root_jvp)
+_forward_optimal_value = _with_forward_rule("argmin_value", _value_primal, _value_jvp)

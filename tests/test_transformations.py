@@ -149,6 +149,13 @@ IN_FORWARD_MODE = {
         lambda: jax.jvp(partial(_scanned, forward), (BATCH,), (BATCH,))[1],
         jnp.sum(BATCH * slope(BATCH)),
     ),
+    "`hessian` through `scan` and `map`": (
+        lambda: (
+            jax.hessian(lambda t: _scanned(forward, jnp.stack([t, 2 * t])))(T),
+            jax.hessian(lambda t: jnp.sum(jax.lax.map(forward, jnp.stack([t, 2 * t]))))(T),
+        ),
+        (jnp.diag(curvature(T) + 4 * curvature(2 * T)),) * 2,
+    ),
     "`jvp` through `while_loop`": (
         lambda: jax.jvp(
             lambda t: jax.lax.while_loop(
@@ -206,6 +213,64 @@ def test_all_nestings_of_forward_and_reverse_mode_agree_with_the_closed_form(ord
         for mode in nesting:
             derivative = mode(derivative)
         assert_close(derivative(t), expected, 1e-12)
+
+
+def _chain(step, t):
+    return jax.lax.scan(lambda y, _: (step(t + y / 10), None), 0.0, None, length=2)[0]
+
+
+@pytest.mark.parametrize(
+    "of_steps",
+    [
+        _chain,
+        lambda step, t: _chain(jax.checkpoint(step), t),
+        lambda step, t: jnp.sum(jax.lax.map(step, jnp.stack([t, 2 * t]))),
+    ],
+    ids=["scan", "scan of checkpoint", "map"],
+)
+def test_all_nestings_through_a_loop_agree_with_the_closed_form(of_steps):
+    """In reverse mode `scan` drops a `custom_jvp`'s rule from the primal result, and with it all
+    further derivatives: a rule of that kind alone has a second derivative of zero here."""
+    step = partial(argmin, cube_root, jnp.ones(()), forward_mode=True)
+    modes = jax.jacfwd, jax.jacrev
+    t = jnp.array([0.7, 2.0])
+    for nesting in [*itertools.product(modes, repeat=2), (*modes, modes[0])]:
+        found, expected = partial(of_steps, step), partial(of_steps, root)
+        for mode in nesting:
+            found, expected = mode(found), mode(expected)
+        assert_close(found(t[0]), expected(t[0]), 1e-12)
+        assert_close(jax.vmap(found)(t), jax.vmap(expected)(t), 1e-12)
+
+
+def test_a_loop_keeps_the_derivative_in_what_its_own_transposition_does_not_touch():
+    """The outer derivative is with respect to a, which the inner one knows nothing of."""
+
+    def total(a, b, forward_mode):
+        def step(carry, x):
+            y = argmin(cube_root, jnp.ones(()), a + carry / 10, forward_mode=forward_mode)
+            return carry + b * x * y, None
+
+        return jax.lax.scan(step, 0.0, jnp.array([1.0, 2.0]))[0]
+
+    def expected(a, b):
+        first = b * root(a)
+        return first + 2 * b * root(a + first / 10)
+
+    a, b = jnp.array(0.7), jnp.array(1.3)
+    for outer, forward_mode in ((jax.jacfwd, True), (jax.jacrev, True), (jax.jacrev, False)):
+        found = outer(jax.grad(total, argnums=1))(a, b, forward_mode)
+        assert_close(found, jax.grad(jax.grad(expected, argnums=1))(a, b), 1e-12)
+
+
+def test_the_optimal_value_has_its_second_derivative_through_a_loop():
+    def values(t):
+        return jax.lax.map(
+            lambda t: solve(cube_root, jnp.ones(()), t, forward_mode=True).value, jnp.stack([t, t])
+        )[0]
+
+    t = jnp.array(0.7)
+    for outer, inner in itertools.product((jax.jacfwd, jax.jacrev), repeat=2):
+        assert_close(outer(inner(values))(t), -slope(t), 1e-12)
 
 
 def test_all_second_order_nestings_agree_with_dense_algebra_where_the_hessian_is_full():
