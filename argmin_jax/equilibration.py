@@ -1,14 +1,17 @@
 """Units for the unknowns in which a symmetric matrix has rows of about the same length.
 
 They are for iterative methods, whose steps depend on the units of the unknowns: whoever measures
-one feature in metres and another in millimetres does not see it in the number of steps.
+one feature in metres and another in millimetres does not see it in the number of steps. And for
+deciding which eigenvalues are rounding, which must not depend on them either.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from .triangular import times
 
 ROUNDS = 2
 MULTIPLIERS = (5**0.5, 2**0.5, 3**0.5, 7**0.5)  # of the sequences behind the probes' signs
@@ -53,3 +56,30 @@ def equilibrated_units(
 
     units = jax.lax.fori_loop(0, ROUNDS, improve, start)
     return units * jnp.exp(-jnp.mean(jnp.log(units)))
+
+
+def sizes(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """The diagonal; more where rounding left an entry in the row that is larger than it could be in
+    a semidefinite matrix; one in a row of zeros."""
+    entries, diagonal = jnp.abs(matrix), jnp.abs(jnp.diagonal(matrix))
+    shares = entries / jnp.where(diagonal > 0, diagonal, jnp.inf)[None, :]
+    least = jnp.where(diagonal[None, :] > 0, entries * jnp.minimum(1, shares), entries)
+    found = jnp.maximum(diagonal, jnp.max(least, axis=1))
+    return jnp.where(found > 0, found, 1)
+
+
+def basis_in_old_units(
+    vectors: Float[Array, "n n"], units: Float[Array, " n"], null: Bool[Array, " n"]
+) -> Float[Array, "n n"]:
+    """V' D P for the eigenvectors V of D A D, D = diag(units), those of eigenvalues that count as
+    zero, ``null``, first: P projects out the null space of A, which D V of these spans.
+
+    The inverse of A of smallest norm is P D V diag(1 / values) V' D P, over the other eigenvalues
+    (a generalised inverse between projectors on the range: Ben-Israel & Greville, Generalized
+    Inverses, 2003, chapter 2).
+    """
+    vectors = units[:, None] * vectors
+    lengths = jnp.linalg.norm(vectors, axis=0, keepdims=True)
+    spanning, _ = jnp.linalg.qr(jnp.where(null[None, :], vectors / lengths, 0))
+    spanning = jnp.where(null[None, :], spanning, 0)
+    return vectors.T - times(times(vectors.T, spanning), spanning.T)

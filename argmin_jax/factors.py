@@ -15,6 +15,7 @@ from jax.lax.linalg import cholesky
 from jax.scipy.linalg import lu_solve
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .equilibration import basis_in_old_units, sizes
 from .triangular import inverse_of_lower, times
 
 
@@ -163,7 +164,7 @@ class KKTFactors(eqx.Module):
         values, vectors = jnp.linalg.eigh(whole)
         null = jnp.abs(values) <= jnp.maximum(uncertainty, jnp.min(jnp.abs(values)))
         return _pseudo_inverse(
-            self.free.size, null, values, vectors, jnp.zeros_like(self.curvature)
+            self.free.size, null, values, vectors.T, jnp.zeros_like(self.curvature)
         )
 
     def _multipliers(self, scaled: Float[Array, " r"], b: Float[Array, " r"]) -> Float[Array, " r"]:
@@ -232,12 +233,17 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
 
     def by_eigenvalues(zero):
         hessian, rows = projected + zero, unit + zero
-        values, vectors = jnp.linalg.eigh(_bordered(hessian, free, rows, active, size))
-        null = jnp.abs(values) <= (n + r) * eps * jnp.max(jnp.abs(values))
-        # After the call above, not beside it (see triangular.py).
-        then = zero * values[0]
+        whole = _bordered(hessian, free, rows, active, size)
+        units = _units_of_bordered(whole, n, size)
+        values, vectors = jnp.linalg.eigh(units[:, None] * whole * units[None, :])
+        order = jnp.argsort(jnp.abs(values))
+        values, vectors = values[order], vectors[:, order]
+        null = jnp.abs(values) <= (n + r) * eps * jnp.abs(values[-1])
+        basis = basis_in_old_units(vectors, units, null)
+        # After the calls above, not beside them (see triangular.py).
+        then = zero * basis[0, 0]
         curvature = _curvature(hessian + then, held, rows + then, size)
-        return _pseudo_inverse(n, null, values, vectors, curvature)
+        return _pseudo_inverse(n, null, values, basis, curvature)
 
     found = KKTInverse(
         primal=primal,
@@ -283,15 +289,31 @@ def _bordered(
     )
 
 
+def _units_of_bordered(whole: Float[Array, "k k"], n: int, size: Array) -> Float[Array, " k"]:
+    """Units in which the diagonal of the Hessian, the first n rows, is one and the others' rows
+    are of unit length; and as much as they can be, rows of unknowns without curvature."""
+    of_y = jax.lax.rsqrt(sizes(whole[:n, :n] / size) * size)
+    lengths = jnp.linalg.norm(whole[n:, :n] * of_y[None, :], axis=1)
+    of_rows = 1 / jnp.where(lengths > 0, lengths, jnp.sqrt(size))
+
+    def improve(_, units):
+        longest = jnp.max(units[:, None] * jnp.abs(whole) * units[None, :], axis=1)
+        return units * jax.lax.rsqrt(jnp.where(longest > 0, longest, 1))
+
+    return jax.lax.fori_loop(0, 3, improve, jnp.concatenate([of_y, of_rows]))
+
+
 def _pseudo_inverse(
     n: int,
     null: Bool[Array, " k"],
     values: Float[Array, " k"],
-    vectors: Float[Array, "k k"],
+    basis: Float[Array, "k k"],
     curvature: Float[Array, ""],
 ) -> KKTInverse:
-    """Of a bordered matrix from its eigenvalues, some of which count as zero."""
-    inverse = (vectors * jnp.where(null, 0, 1 / jnp.where(null, 1, values))[None, :]) @ vectors.T
+    """Of a bordered matrix from eigenvalues, some of which count as zero, and rows that belong to
+    them: eigenvectors, or those of `basis_in_old_units`."""
+    shares = jnp.where(null, 0, 1 / jnp.where(null, 1, values))
+    inverse = times(basis.T * shares[None, :], basis)
     return KKTInverse(
         primal=inverse[:n, :n],
         across=inverse[:n, n:],

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from .equilibration import basis_in_old_units, sizes
 from .structure import Blocks
 from .triangular import inverse_of_lower
 
@@ -148,34 +149,12 @@ def _decompose(
 def _eigen(
     matrix: Float[Array, "n n"], rounding: float
 ) -> tuple[Float[Array, "n n"], Float[Array, " n"], Float[Array, " n"]]:
-    """The eigenvalues of a block, and those of D A D, whose diagonal is one, with V' D P: the
-    inverse of A, of smallest norm, is P D V diag(1 / values) V' D P, where P projects out the null
-    space, which is spanned by D V of the values that count as zero.
-
-    (A generalised inverse between projectors on the range: Ben-Israel & Greville, Generalized
-    Inverses, 2003, chapter 2.) One with negative eigenvalues is left in its units.
-    """
+    """The eigenvalues of a block, and those of D A D, whose diagonal is one, with the basis of
+    `basis_in_old_units`. One with negative eigenvalues is left in its units."""
     values = jnp.linalg.eigvalsh(matrix)
     indefinite = values[0] < -rounding * jnp.max(jnp.abs(values))
-    units = jnp.where(indefinite, 1, jax.lax.rsqrt(_sizes(matrix)))
+    units = jnp.where(indefinite, 1, jax.lax.rsqrt(sizes(matrix)))
     scaled, vectors = jnp.linalg.eigh(units[:, None] * matrix * units[None, :])
-    vectors = units[:, None] * vectors
     # In ascending order those that count as zero come first, unless there are negative ones.
     null = _is_null(scaled[None], indefinite, rounding)[0] & ~indefinite
-    lengths = jnp.linalg.norm(vectors, axis=0, keepdims=True)
-    spanning, _ = jnp.linalg.qr(jnp.where(null[None, :], vectors / lengths, 0))
-    spanning = jnp.where(null[None, :], spanning, 0)
-    basis = vectors.T - jnp.matmul(
-        jnp.matmul(vectors.T, spanning, precision="highest"), spanning.T, precision="highest"
-    )
-    return basis, values, scaled
-
-
-def _sizes(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
-    """The diagonal; more where rounding left an entry in the row that is larger than it could be in
-    a semidefinite matrix; one in a row of zeros."""
-    entries, diagonal = jnp.abs(matrix), jnp.abs(jnp.diagonal(matrix))
-    shares = entries / jnp.where(diagonal > 0, diagonal, jnp.inf)[None, :]
-    least = jnp.where(diagonal[None, :] > 0, entries * jnp.minimum(1, shares), entries)
-    sizes = jnp.maximum(diagonal, jnp.max(least, axis=1))
-    return jnp.where(sizes > 0, sizes, 1)
+    return basis_in_old_units(vectors, units, null), values, scaled

@@ -70,7 +70,9 @@ def measure(
     common = jnp.maximum(jnp.minimum(push, largest(response)), weak_level(at.y.dtype) * least)
     common = jnp.maximum(forces, jnp.where(jnp.isfinite(common), common, 0))
     scale = jnp.where(none, jnp.inf, jnp.maximum(common, changes))
-    each = jnp.maximum(jnp.maximum(jnp.abs(pull), jnp.abs(gradient)), unit * jnp.abs(response))
+    # Of an unknown that the objective does not know, pulls cancel: none of them is a size alone.
+    pulls = jnp.abs(jnp.concatenate([at.eq, at.ineq])) @ jnp.abs(jacobian) + jnp.abs(at.bounds)
+    each = jnp.maximum(jnp.maximum(pulls, jnp.abs(gradient)), unit * jnp.abs(response))
     # Beside the largest of them no digits may be left of smaller ones.
     each = jnp.maximum(each, weak_level(at.y.dtype) * largest(each))
     margins = margins_of(conditions, at, args, jacobian, jnp.where(none, jnp.inf, each), unit)

@@ -684,3 +684,69 @@ def test_neither_a_held_variable_nor_a_distant_start_makes_others_small(start):
     )
     assert int(found.report.status) == Status.CONVERGED
     np.testing.assert_allclose(found.y[1:], 0.5, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype, size", [(jnp.float32, 1e4), (jnp.float64, 1e8)], ids=str)
+def test_one_large_feature_beside_dummies_costs_no_other_its_weight_under_a_constraint(dtype, size):
+    """Two weights that add up to b, three dummies, an intercept and incomes: the predictions, and
+    their slopes in the targets, are those of the design without the intercept and with the
+    constraint put in."""
+    rng = np.random.default_rng(0)
+    first, second, large = rng.normal(size=40), rng.normal(size=40), 1 + rng.random(40)
+    dummies = np.eye(3)[np.arange(40) % 3]
+    full = np.column_stack([np.ones(40), dummies, first, second, size * large])
+    targets = np.cos(np.arange(40.0))
+    rest = np.column_stack([dummies, first - second, large])
+    hat = rest @ np.linalg.pinv(rest)
+    x = jnp.asarray(full, dtype)
+
+    def predictions(t, b):
+        return x @ argmin(
+            lambda y, t, b: jnp.mean((x @ y - t) ** 2),
+            jnp.zeros(7, dtype),
+            t,
+            b,
+            eq=lambda y, t, b: y[4] + y[5] - b,
+        )
+
+    given = jnp.asarray(targets, dtype), jnp.asarray(0.5, dtype)
+    # The condition number of the normal equations in units of the features is about 100.
+    tolerance = 1e-4 if dtype == jnp.float32 else 1e-12
+    expected = second / 2 + hat @ (targets - second / 2)
+    assert_close(predictions(*given), jnp.asarray(expected, dtype), tolerance)
+    assert_close(jax.jacrev(predictions)(*given), jnp.asarray(hat, dtype), tolerance)
+
+
+def test_unknowns_that_the_objective_does_not_know_hide_no_active_constraint():
+    """The value of a matrix game, max v with A'x >= v on the simplex: a linear program in which
+    the pulls on x cancel. Solved by support: p = A_S^-1 1 / (1' A_S^-1 1) where that is square."""
+    n = 6
+    matrices = jnp.asarray(np.random.default_rng(0).normal(size=(20, n, n)))
+
+    def game(a):
+        return solve(
+            lambda y, a: -y["v"],
+            {"x": jnp.full(n, 1 / n), "v": jnp.zeros(())},
+            a,
+            eq=lambda y, a: jnp.sum(y["x"]) - 1,
+            ineq=lambda y, a: y["v"] - a.T @ y["x"],
+            bounds=({"x": 0.0, "v": None}, None),
+            on_failure="ignore",
+        )
+
+    found = jax.jit(jax.vmap(game))(matrices)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda a: game(a).y["v"])))(matrices)
+    assert np.all(found.report.status == Status.CONVERGED)
+    for a, x, v, slope in zip(matrices, found.y["x"], found.y["v"], slopes, strict=True):
+        rows = np.flatnonzero(x > 1e-6)
+        columns = np.flatnonzero(a.T @ x - v < 1e-6)
+        support = np.asarray(a)[np.ix_(rows, columns)]
+        ones = np.ones(len(rows))
+        by_columns, by_rows = np.linalg.solve(support.T, ones), np.linalg.solve(support, ones)
+        # Conditioned up to 1e3, these systems leave as many digits less.
+        np.testing.assert_allclose(x[rows], by_columns / by_columns.sum(), rtol=1e-11)
+        np.testing.assert_allclose(v, 1 / by_columns.sum(), rtol=1e-11, atol=1e-12)
+        # dv = p' dA q, q being the other player's mixture.
+        expected = np.zeros((n, n))
+        expected[np.ix_(rows, columns)] = np.outer(by_columns, by_rows) * float(v) ** 2
+        np.testing.assert_allclose(slope, expected, atol=1e-10)
