@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 ON_FAILURE = ("raise", "warn", "nan", "ignore")
 
@@ -217,6 +217,34 @@ class Policed(lx.AbstractLinearSolver):
             self.on_failure, self.tol, status, self.report.steps, self.report.residual
         )
         return x + offset.astype(x.dtype), lx.RESULTS.successful, stats
+
+    def transpose(self, state: Any, options: dict[str, Any]):
+        return self.solver.transpose(state, options)
+
+    def conj(self, state: Any, options: dict[str, Any]):
+        return self.solver.conj(state, options)
+
+    def assume_full_rank(self) -> bool:
+        return self.solver.assume_full_rank()
+
+
+class Masked(lx.AbstractLinearSolver):
+    """A linear solver whose solution is zero where the problem is ``lost``.
+
+    In derivatives of a linear solve Lineax raises an error of its own where a solution is not
+    finite, which one bad lane would do to a whole batch. What is lost is marked outside.
+    """
+
+    solver: lx.AbstractLinearSolver
+    lost: Bool[Array, ""]
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
+        return self.solver.init(operator, options)
+
+    def compute(self, state: Any, vector: Array, options: dict[str, Any]):
+        x, result, stats = self.solver.compute(state, vector, options)
+        result = lx.RESULTS.where(self.lost, lx.RESULTS.successful, result)
+        return jnp.where(self.lost, 0, x), result, stats
 
     def transpose(self, state: Any, options: dict[str, Any]):
         return self.solver.transpose(state, options)

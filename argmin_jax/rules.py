@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .forward import Found, Method, find
 from .implicit import root_jvp, root_vjp
@@ -20,7 +20,7 @@ from .linear_solve import state_from_factors
 from .optimality import Conditions
 from .problem import Equations, Problem
 from .program import Arguments
-from .report import Policed, Report, Status, failure_offset
+from .report import Masked, Policed, Report, Status, failure_offset
 
 
 class Setting(eqx.Module):
@@ -49,11 +49,19 @@ def _policy_once_more(setting: Setting, found: Found, solved: Array | bool = Tru
     return _policy(setting, found.report, status)
 
 
-def _under_policy(setting: Setting, found: Found, tangents: PyTree) -> PyTree:
-    """The same for a rule that has to stay linear: a factor. Of the tangents of the arguments, so
-    that in reverse mode no NaN reaches Lineax, which would raise an error of its own there."""
-    factor = 1 + _policy_once_more(setting, found)
-    return jax.tree.map(lambda dot: dot * factor.astype(dot.dtype), tangents)
+def _factor(setting: Setting, found: Found, solved: Array | bool = True) -> Scalar:
+    """The same as a factor, for rules that have to stay linear: NaN where the lane is lost, for
+    derivatives of a rule have to be NaN there too."""
+    lost = jnp.where(_is_lost(found), jnp.nan, 1)
+    return (1 + _policy_once_more(setting, found, solved)) * lost
+
+
+def _times(factor: Scalar, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+
+
+def _is_lost(found: Found) -> Bool[Array, ""]:
+    return ~jnp.all(jnp.isfinite(found.z))
 
 
 def find_solution(setting: Setting, problem: Problem | Equations) -> Found:
@@ -139,8 +147,7 @@ def _root_bwd(setting, saved, z_bar):
     found = jax.lax.stop_gradient(found)
     conditions, solver = setting.conditions, setting.method.linear_solver
     floating_bar, solved = _pull_back_jitted(conditions, solver, found, z, floating, other, z_bar)
-    offset = _policy_once_more(setting, found, solved)
-    return None, jax.tree.map(lambda bar: bar + offset.astype(bar.dtype), floating_bar), None
+    return None, _times(_factor(setting, found, solved), floating_bar), None
 
 
 @eqx.filter_jit
@@ -157,6 +164,7 @@ def _pull_back_jitted(
     if not conditions.symmetric:
         operator = operator.T
         state = None if state is None else solver.transpose(state, {})[0]
+    solver = Masked(solver, _is_lost(found))
     floating_bar, result = root_vjp(residual, z, floating, z_bar, operator, solver, state)
     return floating_bar, result == lx.RESULTS.successful
 
@@ -166,8 +174,11 @@ def _root_jvp(setting, primals, tangents):
     _, floating_dot, _ = tangents
     z = _forward_root(setting, found, floating, other)
     found = jax.lax.stop_gradient(found)
-    floating_dot = _under_policy(setting, found, floating_dot)
-    return z, _push_forward_jitted(setting, found, z, floating, other, floating_dot)
+    # Of both sides, for in reverse mode one is the cotangent's.
+    factor = _factor(setting, found)
+    floating_dot = _times(factor, floating_dot)
+    z_dot = _push_forward_jitted(setting, found, z, floating, other, floating_dot)
+    return z, _times(factor, z_dot)
 
 
 @eqx.filter_jit
@@ -177,6 +188,7 @@ def _push_forward_jitted(setting: Setting, found: Found, z, floating, other, flo
         setting.conditions, method.linear_solver, found, z, floating, other
     )
     solver = Policed(method.linear_solver, setting.on_failure, method.tol, found.report)
+    solver = Masked(solver, _is_lost(found))
     z_dot, _ = root_jvp(residual, z, floating, floating_dot, operator, solver, state)
     return z_dot
 
@@ -201,15 +213,14 @@ def _value_bwd(setting, saved, value_bar):
         lambda floating: setting.conditions.value(z, eqx.combine(floating, other)), floating
     )
     (floating_bar,) = pull_back(value_bar)
-    offset = _policy_once_more(setting, jax.lax.stop_gradient(found))
-    return None, jax.tree.map(lambda bar: bar + offset.astype(bar.dtype), floating_bar), None
+    return None, _times(_factor(setting, jax.lax.stop_gradient(found)), floating_bar), None
 
 
 def _value_jvp(setting, primals, tangents):
     found, floating, other = primals
     _, floating_dot, _ = tangents
     z = _forward_root(setting, found, floating, other)
-    floating_dot = _under_policy(setting, jax.lax.stop_gradient(found), floating_dot)
+    floating_dot = _times(_factor(setting, jax.lax.stop_gradient(found)), floating_dot)
     _, value_dot = jax.jvp(
         lambda floating: setting.conditions.value(z, eqx.combine(floating, other)),
         (floating,),

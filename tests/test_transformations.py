@@ -344,6 +344,34 @@ def test_a_failed_linear_solve_is_not_silent_in_forward_mode():
     assert np.all(np.isnan(tangent))
 
 
+BATCHED_DERIVATIVES = {
+    "grad of vmap": lambda fn: jax.grad(lambda ts: jnp.sum(jax.vmap(fn)(ts) ** 2)),
+    "jacrev": lambda fn: jax.vmap(jax.jacrev(fn)),
+    "reverse over reverse": lambda fn: jax.vmap(jax.jacrev(jax.jacrev(fn))),
+    "hessian": lambda fn: jax.vmap(jax.hessian(fn)),
+    "forward over forward": lambda fn: jax.vmap(jax.jacfwd(jax.jacfwd(fn))),
+    "reverse over forward": lambda fn: jax.vmap(jax.jacrev(jax.jacfwd(fn))),
+}
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 5.0)], ids=["free", "bounded"])
+@pytest.mark.parametrize("name", BATCHED_DERIVATIVES)
+def test_a_bad_lane_is_nan_in_every_derivative_and_leaves_the_others_alone(name, bounds):
+    """Lineax raises an error of its own for a whole batch where a derivative of a linear solve is
+    not finite in one lane."""
+    derivative = BATCHED_DERIVATIVES[name]
+    lanes = jnp.stack([T, T.at[1].set(jnp.nan), 2 * T])
+    for forward_mode in (False, True):
+        if not forward_mode and ("forward" in name or name == "hessian"):
+            continue
+        fn = partial(minimiser, bounds=bounds, on_failure="nan", forward_mode=forward_mode)
+        found = jax.jit(derivative(fn))(lanes)
+        healthy = jax.jit(derivative(fn))(lanes[jnp.array([0, 2])])
+        assert_close(found[jnp.array([0, 2])], healthy, 1e-15)
+        assert np.all(np.isfinite(healthy))
+        assert np.all(np.isnan(found[1]))
+
+
 ON_TWO_DEVICES = """
 import jax
 import jax.numpy as jnp
