@@ -44,6 +44,10 @@ class GeneralFactors(eqx.Module):
         return jnp.array(jnp.nan, self.matrix.dtype)
 
     @property
+    def for_solves(self) -> "GeneralFactors":
+        return self
+
+    @property
     def T(self) -> "GeneralFactors":
         return dataclasses.replace(self, transposed=not self.transposed)
 
@@ -139,13 +143,15 @@ class KKTFactors(eqx.Module):
 
     @property
     def for_solves(self) -> "KKTFactors":
-        """Without the matrices that `solve` does not need."""
+        """Without what `solve` does not need."""
+        factors = eqx.tree_at(lambda f: f.inverse.curvature, self, None)
         if self.bounded:
-            return self
-        return eqx.tree_at(lambda f: (f.hessian, f.fixed_rows), self, (None, None))
+            return factors
+        return eqx.tree_at(lambda f: (f.hessian, f.fixed_rows), factors, (None, None))
 
     @property
     def curvature(self) -> Float[Array, ""]:
+        assert self.inverse.curvature is not None
         return self.inverse.curvature
 
     @property
@@ -180,7 +186,7 @@ class KKTInverse(eqx.Module):
     across: Float[Array, "n r"]
     dual: Float[Array, "r r"]
     regular: Bool[Array, ""]
-    curvature: Float[Array, ""]  # on the null space of the active rows, if computed; else NaN
+    curvature: Float[Array, ""] | None  # on the null space of the rows, if computed; else NaN
     rank_deficiency: Int[Array, ""]
 
     def solve(

@@ -20,8 +20,8 @@ from .constrained import (
 )
 from .drift import is_adrift, is_bottomless, is_far, is_pushed_on
 from .equilibration import equilibrated_units
-from .factors import KKTFactors, if_needed
-from .linear_solve import Auto, can_do_without
+from .factors import if_needed
+from .linear_solve import Auto, Factors, can_do_without
 from .matrix_free import largest
 from .optimality import (
     Active,
@@ -427,7 +427,7 @@ def _found(
         weakly_active=settled.weakly_active,
     )
     factors = point.factors
-    if isinstance(factors, KKTFactors):
+    if isinstance(factors, Factors):
         factors = factors.for_solves
     return Found(point.z, settled.active, report, factors)
 

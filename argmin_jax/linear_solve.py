@@ -233,6 +233,7 @@ class Auto(lx.AbstractLinearSolver):
         gradients."""
         factors = state.factors
         if factors is not None:
+            assert factors.curvature is not None
             return Spectrum(factors.rank_deficiency, factors.indefinite, factors.curvature)
         unknown = unknown_spectrum(state.operator.out_structure().dtype)
         if not lx.is_positive_semidefinite(state.operator):

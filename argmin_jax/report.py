@@ -204,7 +204,8 @@ class Policed(lx.AbstractLinearSolver):
     solver: lx.AbstractLinearSolver
     on_failure: str = eqx.field(static=True)
     tol: float = eqx.field(static=True)
-    report: Report
+    steps: Int[Array, ""]  # of the forward pass, for the message
+    residual: Scalar
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
         return self.solver.init(operator, options)
@@ -213,9 +214,7 @@ class Policed(lx.AbstractLinearSolver):
         x, result, stats = self.solver.compute(state, vector, options)
         solved = result == lx.RESULTS.successful
         status = jnp.where(solved, Status.CONVERGED, Status.LINEAR_SOLVE_FAILED).astype(jnp.int32)
-        offset = failure_offset(
-            self.on_failure, self.tol, status, self.report.steps, self.report.residual
-        )
+        offset = failure_offset(self.on_failure, self.tol, status, self.steps, self.residual)
         return x + offset.astype(x.dtype), lx.RESULTS.successful, stats
 
     def transpose(self, state: Any, options: dict[str, Any]):

@@ -67,7 +67,9 @@ def _is_lost(found: Found) -> Bool[Array, ""]:
 def find_solution(setting: Setting, problem: Problem | Equations) -> Found:
     """Solves forward, outside of all differentiation, and applies the failure policy."""
     solve = partial(_find_jitted, setting.conditions, setting.method)
-    found = by_chunks(solve, jax.lax.stop_gradient(problem))
+    # Here NaN is no fault: trial points may have no value, and of a report not all is known.
+    with jax.debug_nans(False), jax.debug_infs(False):
+        found = by_chunks(solve, jax.lax.stop_gradient(problem))
     offset = _policy(setting, found.report, found.report.status)
     return eqx.tree_at(lambda f: f.z, found, found.z + offset.astype(found.z.dtype))
 
@@ -187,7 +189,10 @@ def _push_forward_jitted(setting: Setting, found: Found, z, floating, other, flo
     residual, operator, state = _linearised(
         setting.conditions, method.linear_solver, found, z, floating, other
     )
-    solver = Policed(method.linear_solver, setting.on_failure, method.tol, found.report)
+    report = found.report
+    solver = Policed(
+        method.linear_solver, setting.on_failure, method.tol, report.steps, report.residual
+    )
     solver = Masked(solver, _is_lost(found))
     z_dot, _ = root_jvp(residual, z, floating, floating_dot, operator, solver, state)
     return z_dot

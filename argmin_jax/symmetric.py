@@ -24,10 +24,15 @@ class SymmetricFactors(eqx.Module):
     half: Float[Array, "distinct size size"]  # H; zero in the rows of eigenvalues that are zero
     signs: Float[Array, "distinct size"]
     indefinite: Bool[Array, ""]
-    curvature: Scalar  # the smallest eigenvalue where some were computed; NaN where all definite
+    curvature: Scalar | None  # the smallest eigenvalue if some were computed; NaN where definite
     rank_deficiency: Int[Array, ""]
     diagonal: Float[Array, "distinct size"]  # of the matrix
     blocks: Blocks = eqx.field(static=True)
+
+    @property
+    def for_solves(self) -> "SymmetricFactors":
+        """Without what `solve` does not need."""
+        return eqx.tree_at(lambda f: f.curvature, self, None)
 
     def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
         return self.blocks.join(self._second_half(self._first_half(self.blocks.split(b))))

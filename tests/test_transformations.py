@@ -344,6 +344,21 @@ def test_a_failed_linear_solve_is_not_silent_in_forward_mode():
     assert np.all(np.isnan(tangent))
 
 
+@pytest.mark.parametrize("bounds", [None, (0.0, 5.0)], ids=["free", "bounded"])
+def test_jax_debug_nans_finds_no_fault_in_a_healthy_problem(bounds):
+    """NaN stands for "not known" within a solve; outside of `jit` JAX looks at each result."""
+    y = partial(minimiser, bounds=bounds)
+    both_modes = partial(y, forward_mode=True)
+    with jax.debug_nans(True):
+        assert_close(y(T), root(T), 1e-12)
+        assert_close(jax.grad(lambda t: jnp.sum(y(t)))(T), slope(T), 1e-12)
+        assert_close(
+            jax.hessian(lambda t: jnp.sum(both_modes(t)))(T), jnp.diag(curvature(T)), 1e-12
+        )
+        with pytest.raises(FloatingPointError):
+            y(T * jnp.nan, on_failure="nan")
+
+
 BATCHED_DERIVATIVES = {
     "grad of vmap": lambda fn: jax.grad(lambda ts: jnp.sum(jax.vmap(fn)(ts) ** 2)),
     "jacrev": lambda fn: jax.vmap(jax.jacrev(fn)),
