@@ -750,3 +750,49 @@ def test_unknowns_that_the_objective_does_not_know_hide_no_active_constraint():
         expected = np.zeros((n, n))
         expected[np.ix_(rows, columns)] = np.outer(by_columns, by_rows) * float(v) ** 2
         np.testing.assert_allclose(slope, expected, atol=1e-10)
+
+
+def test_float32_tells_slacks_from_multipliers_where_costs_are_absolute():
+    """A portfolio with costs on |w - before|, as epigraphs: of each pair of constraints one is
+    active, or both. Where a product of slack and multiplier is the tolerance of float32, 1e-5, it
+    is not seen which."""
+    n = 6
+
+    def choose(aversion, mean, factor, before, cost, start):
+        return solve(
+            lambda y, aversion, mean, factor, before, cost: (
+                aversion * (jnp.sum((factor.T @ y["w"]) ** 2) + 0.02 * jnp.sum(y["w"] ** 2)) / 2
+                - mean @ y["w"]
+                + cost * jnp.sum(y["t"])
+            ),
+            {"w": start / n, "t": start},
+            aversion,
+            mean,
+            factor,
+            before,
+            cost,
+            eq=lambda y, *_: jnp.sum(y["w"]) - 1,
+            ineq=lambda y, aversion, mean, factor, before, cost: (
+                y["w"] - before - y["t"],
+                before - y["w"] - y["t"],
+            ),
+            bounds=({"w": 0.0, "t": None}, None),
+            on_failure="ignore",
+        )
+
+    rng = np.random.default_rng(0)
+    given = (
+        rng.uniform(0.5, 3, size=60),
+        0.3 * rng.normal(size=(60, n)),
+        0.3 * rng.normal(size=(60, n, n)),
+        rng.dirichlet(np.ones(n), size=60),
+        rng.uniform(0.02, 0.2, size=60),
+        np.ones((60, n)),
+    )
+    rounded = [jnp.asarray(x, jnp.float32) for x in given]
+    found = jax.jit(jax.vmap(choose))(*rounded)
+    expected = jax.jit(jax.vmap(choose))(*[x.astype(jnp.float64) for x in rounded])
+    assert np.all(found.report.status == Status.CONVERGED)
+    assert np.all(expected.report.status == Status.CONVERGED)
+    # Curvatures are 0.02 and more, beside forces of one.
+    np.testing.assert_allclose(found.y["w"], expected.y["w"], atol=2e-5)

@@ -5,6 +5,8 @@ as far as slacks and multipliers stay positive, without a line search; where tha
 a solution soon, the filter method of `interior_point` has to.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from .scaled import ScaledProgram, Slopes
 PROGRESS = 0.9  # of the merit in a step; without it
 STALLED = 4  # steps are enough
 TAU = 0.995  # fraction to the boundary
+BEYOND = 0.03  # of the tolerance is what float32 aims at
 
 
 class Ended(eqx.Module):
@@ -61,11 +64,28 @@ class Predictor:
         self.scale, self.slopes = scaled.first_slopes(self.y)
 
     def run(self, max_steps: Int[Array, ""]) -> Ended:
-        """From where pivoting ended, if that is a solution, or else from a start of its own."""
+        """From where pivoting ended, if that is a solution, or else from a start of its own.
+
+        In float32 a slack and a multiplier whose product is as small as the tolerance are not yet
+        told apart: there steps are taken beyond it for as long as they help.
+        """
+        beyond = jnp.finfo(self.y.dtype).bits < 64
+        aim = self.tolerance * (BEYOND if beyond else 1)
 
         def goes_on(state: _State):
             given_up = (state.stalled >= STALLED) | (state.steps >= max_steps)
-            return state.sound & (state.error > self.tolerance) & ~given_up
+            return state.sound & (state.error > aim) & ~given_up
+
+        def step(state: _State) -> _State:
+            new = self.step(state)
+            if not beyond:
+                return new
+            kept = eqx.tree_at(
+                lambda s: (s.stalled, s.steps), state, (jnp.array(STALLED, jnp.int32), new.steps)
+            )
+            helps = new.sound & (new.error < state.error)
+            solved = state.error <= self.tolerance
+            return jax.tree.map(partial(jnp.where, solved & ~helps), kept, new)
 
         if not has_few_rows(self.scaled):
             start = self.start(jnp.zeros((), self.y.dtype))
@@ -79,7 +99,7 @@ class Predictor:
                 first,
                 self.y.dtype,
             )
-        end = jax.lax.while_loop(goes_on, self.step, start)
+        end = jax.lax.while_loop(goes_on, step, start)
         return Ended(
             point=end.point,
             pull=self.pull(end.point, end.slopes)[: self.scaled.n],
