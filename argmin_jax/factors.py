@@ -7,6 +7,7 @@ when no lane needs it (under `vmap` a `cond` would run both branches on every la
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -170,7 +171,7 @@ class KKTFactors(eqx.Module):
         values, vectors = jnp.linalg.eigh(whole)
         null = jnp.abs(values) <= jnp.maximum(uncertainty, jnp.min(jnp.abs(values)))
         return _pseudo_inverse(
-            self.free.size, null, values, vectors.T, jnp.zeros_like(self.curvature)
+            self.free.size, values, vectors.T, null, jnp.zeros_like(self.curvature)
         )
 
     def _multipliers(self, scaled: Float[Array, " r"], b: Float[Array, " r"]) -> Float[Array, " r"]:
@@ -211,7 +212,7 @@ class KKTInverse(eqx.Module):
 def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     """Factors of K, its rank and whether the Hessian is indefinite on the feasible directions."""
     dtype = parts.hessian.dtype
-    (r, n), eps = parts.jacobian.shape, float(jnp.finfo(dtype).eps)
+    n, eps = parts.jacobian.shape[1], float(jnp.finfo(dtype).eps)
     free = 1 - parts.fixed.astype(dtype)
     active = parts.active.astype(dtype)
     projected = free[:, None] * parts.hessian * free[None, :]
@@ -240,16 +241,11 @@ def factorise_kkt(parts: KKTMatrices) -> KKTFactors:
     def by_eigenvalues(zero):
         hessian, rows = projected + zero, unit + zero
         whole = _bordered(hessian, free, rows, active, size)
-        units = _units_of_bordered(whole, n, size)
-        values, vectors = jnp.linalg.eigh(units[:, None] * whole * units[None, :])
-        order = jnp.argsort(jnp.abs(values))
-        values, vectors = values[order], vectors[:, order]
-        null = jnp.abs(values) <= (n + r) * eps * jnp.abs(values[-1])
-        basis = basis_in_old_units(vectors, units, null)
+        found = _better_inverse(whole, n, size)
         # After the calls above, not beside them (see triangular.py).
-        then = zero * basis[0, 0]
+        then = zero * found.primal[0, 0]
         curvature = _curvature(hessian + then, held, rows + then, size)
-        return _pseudo_inverse(n, null, values, basis, curvature)
+        return dataclasses.replace(found, curvature=curvature)
 
     found = KKTInverse(
         primal=primal,
@@ -295,10 +291,46 @@ def _bordered(
     )
 
 
+def _better_inverse(whole: Float[Array, "k k"], n: int, size: Array) -> "KKTInverse":
+    """The pseudo-inverse of a bordered matrix from its eigenvalues, those that are rounding being
+    told in the units of the matrix, or in others where fewer are then, or where the inverse G of
+    the former is none: K G K is not K.
+
+    Unknowns in unequal units are alike where the diagonal of the Hessian is one; but there rows of
+    constraints seem dependent that share an unknown of hardly any curvature.
+    """
+    k, eps = whole.shape[0], float(jnp.finfo(whole.dtype).eps)
+
+    def decompose(units):
+        values, vectors = jnp.linalg.eigh(units[:, None] * whole * units[None, :])
+        order = jnp.argsort(jnp.abs(values))
+        values, vectors = values[order], vectors[:, order]
+        null = jnp.abs(values) <= k * eps * jnp.abs(values[-1])
+        return values, basis_in_old_units(vectors, units, null), null
+
+    ones = jnp.ones_like(whole[0])
+    both = jax.vmap(decompose)(jnp.stack([ones, _units_of_bordered(whole, n, size)]))
+    own, other = ([part[i] for part in both] for i in range(2))
+    # Of each row, the share that is left of K v.
+    v = jnp.cos(jnp.arange(k, dtype=whole.dtype))
+    image, scale = times(v, whole), times(jnp.abs(v), jnp.abs(whole))
+    left = jnp.abs(times(times(image, _inverse_from(*own)), whole) - image)
+    wrong = jnp.any(left > 10 * k * eps * scale)
+    nulls_of_own, nulls_of_other = jnp.sum(own[2]), jnp.sum(other[2])
+    better = (nulls_of_other < nulls_of_own) | ((nulls_of_other == nulls_of_own) & wrong)
+    values, basis, null = jax.tree.map(partial(jnp.where, better), other, own)
+    return _pseudo_inverse(n, values, basis, null, jnp.full((), jnp.nan, whole.dtype))
+
+
 def _units_of_bordered(whole: Float[Array, "k k"], n: int, size: Array) -> Float[Array, " k"]:
     """Units in which the diagonal of the Hessian, the first n rows, is one and the others' rows
     are of unit length; and as much as they can be, rows of unknowns without curvature."""
-    of_y = jax.lax.rsqrt(sizes(whole[:n, :n] / size) * size)
+    hessian, eps = whole[:n, :n] / size, float(jnp.finfo(whole.dtype).eps)
+    flat = jnp.diagonal(hessian) <= 0
+    noise = (flat[:, None] | flat[None, :]) & (jnp.abs(hessian) <= 10 * n * eps)
+    hessian = jnp.where(noise, 0, hessian)
+    whole = whole.at[:n, :n].set(size * hessian)
+    of_y = jax.lax.rsqrt(sizes(hessian) * size)
     lengths = jnp.linalg.norm(whole[n:, :n] * of_y[None, :], axis=1)
     of_rows = 1 / jnp.where(lengths > 0, lengths, jnp.sqrt(size))
 
@@ -311,15 +343,14 @@ def _units_of_bordered(whole: Float[Array, "k k"], n: int, size: Array) -> Float
 
 def _pseudo_inverse(
     n: int,
-    null: Bool[Array, " k"],
     values: Float[Array, " k"],
     basis: Float[Array, "k k"],
+    null: Bool[Array, " k"],
     curvature: Float[Array, ""],
 ) -> KKTInverse:
     """Of a bordered matrix from eigenvalues, some of which count as zero, and rows that belong to
     them: eigenvectors, or those of `basis_in_old_units`."""
-    shares = jnp.where(null, 0, 1 / jnp.where(null, 1, values))
-    inverse = times(basis.T * shares[None, :], basis)
+    inverse = _inverse_from(values, basis, null)
     return KKTInverse(
         primal=inverse[:n, :n],
         across=inverse[:n, n:],
@@ -328,6 +359,13 @@ def _pseudo_inverse(
         curvature=curvature,
         rank_deficiency=jnp.sum(null).astype(jnp.int32),
     )
+
+
+def _inverse_from(
+    values: Float[Array, " k"], basis: Float[Array, "k k"], null: Bool[Array, " k"]
+) -> Float[Array, "k k"]:
+    shares = jnp.where(null, 0, 1 / jnp.where(null, 1, values))
+    return times(basis.T * shares[None, :], basis)
 
 
 def _curvature(

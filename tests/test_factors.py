@@ -110,3 +110,52 @@ def test_more_rows_than_unknowns_depend_on_each_other_whatever_rounding_says(siz
 
     found = jax.jit(jax.vmap(rank_deficiency))(rng.normal(size=(200, N + 1, N)))
     assert np.all(np.asarray(found) >= 1)
+
+
+def without_bounds(hessian, rows):
+    n, r = len(hessian), len(rows)
+    return KKTMatrices(
+        hessian=jnp.asarray(hessian),
+        stiffness=jnp.ones(()),
+        jacobian=jnp.asarray(rows),
+        active=jnp.ones(r, bool),
+        fixed=jnp.zeros(n, bool),
+        bounded=False,
+    )
+
+
+@pytest.mark.parametrize("curvature", [1e-6, 1e-15, 1e-30, 0.0])
+def test_rows_that_share_an_unknown_of_hardly_any_curvature_are_independent(curvature):
+    """In units in which that is one they would all be nearly that unknown alone. The condition
+    number of K without the row that is given twice is 4."""
+    rows = np.array([[1.0, 1, 0, 1], [0, 1, 1, -1], [1, 1, 0, 1]])
+    hessian = np.diag([1.0, 2, 3, curvature])
+    found = factorise_kkt(without_bounds(hessian, rows))
+    b = np.array([0.3, -0.2, 0.5, 0.1, 1.0, 0.5, 1.0])
+    bordered = np.block([[hessian, rows[:2].T], [rows[:2], np.zeros((2, 2))]])
+    expected = np.linalg.solve(bordered, b[:6])[:4]
+    np.testing.assert_allclose(found.solve(jnp.asarray(b))[:4], expected, atol=1e-14)
+    assert found.rank_deficiency == 1
+
+
+def test_noise_that_couples_unknowns_without_curvature_is_not_inverted():
+    hessian = np.diag([1.0, 2, 0, 0])
+    hessian[2, 3] = hessian[3, 2] = 1e-17
+    found = factorise_kkt(without_bounds(hessian, np.array([[1.0, 1, 0, 0]])))
+    assert found.rank_deficiency == 2
+    solution = found.solve(jnp.array([0.0, 0.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(solution, np.zeros(5), atol=1e-15)
+
+
+def test_unknowns_in_unequal_units_lose_nothing_beside_a_row_that_is_given_twice():
+    rng = np.random.default_rng(0)
+    root, row = rng.normal(size=(4, 4)), rng.normal(size=4)
+    units = np.array([1e-5, 1.0, 1e5, 1e2])
+    hessian = (root @ root.T + np.eye(4)) / units[:, None] / units
+    rows = np.stack([row, row]) / units
+    b = np.append(rng.normal(size=4) / units, [0.7, 0.7])
+    found = factorise_kkt(without_bounds(hessian, rows))
+    ones = np.block([[root @ root.T + np.eye(4), row[:, None]], [row[None], np.zeros((1, 1))]])
+    expected = np.linalg.solve(ones, np.append(b[:4] * units, 0.7))[:4]
+    np.testing.assert_allclose(found.solve(jnp.asarray(b))[:4] / units, expected, rtol=1e-11)
+    assert found.rank_deficiency == 1
