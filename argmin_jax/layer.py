@@ -12,7 +12,7 @@ from .linear_solve import Auto
 from .optimality import CentralPath, KarushKuhnTucker, Multipliers
 from .problem import Equations, Problem, build_problem, check_choice, default_tolerance
 from .report import ON_FAILURE, Report
-from .rules import Setting, find_solution, optimal_value, solution_point
+from .rules import Setting, find_solution, lost_marked, optimal_value, solution_point
 from .solvers import Minimiser, adapt
 
 
@@ -215,6 +215,7 @@ def solved(
     else:
         value = optimal_value(setting, found, args)
     aux = objective.aux(y, args) if objective.has_aux else None
+    value, aux = lost_marked(found, (value, aux))
     return Solution(objective.unravel(y), value, found.report, aux, multipliers)
 
 

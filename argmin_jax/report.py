@@ -3,7 +3,8 @@
 import dataclasses
 import enum
 import warnings
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
@@ -187,10 +188,9 @@ def failure_offset(
         return zero
     if on_failure == "nan":
         return jnp.where(failed, jnp.nan, zero)
-    announce = partial(_announce, on_failure, tol)
     if isinstance(status, Tracer):
-        return _checked(announce, status, steps, residual)
-    announce(status, steps, residual)
+        return _checker(on_failure, tol)(status, steps, residual)
+    _announce(on_failure, tol, status, steps, residual)
     return zero
 
 
@@ -255,14 +255,19 @@ class Masked(lx.AbstractLinearSolver):
         return self.solver.assume_full_rank()
 
 
-def _checked(announce, status, steps, residual) -> Scalar:
-    """0, after a look at ``status`` when the program runs: one look for a whole batch."""
+@lru_cache
+def _checker(on_failure: str, tol: float) -> Callable[[Array, Array, Array], Scalar]:
+    """0, after a look at ``status`` when the program runs: one look for a whole batch.
 
+    The same function for each call, for outside of `jit` another would be compiled.
+    """
+
+    @jax.jit
     def call(status, steps, residual):
         struct = jax.ShapeDtypeStruct(jnp.shape(residual), residual.dtype)
 
         def on_host(status, steps, residual):
-            announce(status, steps, residual)
+            _announce(on_failure, tol, status, steps, residual)
             return np.zeros(struct.shape, struct.dtype)
 
         return jax.lax.cond(
@@ -282,10 +287,9 @@ def _checked(announce, status, steps, residual) -> Scalar:
         def whole(x, is_batched):
             return x if is_batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
 
-        found = map(whole, (status, steps, residual), in_batched)
-        return _checked(announce, *found), True
+        return batched(*map(whole, (status, steps, residual), in_batched)), True
 
-    return batched(status, steps, residual)
+    return batched
 
 
 def _announce(on_failure: str, tol: float, status, steps, residual) -> None:

@@ -1,6 +1,7 @@
 """The implicit function theorem as derivative rules: the only room with `jax.custom_vjp`, and with
 primitives of our own, at its end."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -86,11 +87,11 @@ def _find_jitted(conditions: Conditions, method: Method, problem: Problem | Equa
 def solution_point(setting: Setting, found: Found, args: Arguments) -> Float[Array, " k"]:
     """The point that was found, as a function of the arguments that has a derivative."""
     if setting.forward_mode:
-        return _forward_root(setting, found, *split(args))
+        return _apply(_forward_root, setting, found, *split(args))
     try:
-        return _implicit_root(setting, found, *split(args))
+        return _apply(_implicit_root, setting, found, *split(args))
     except TypeError as error:
-        if "custom_vjp" not in str(error):
+        if "to a custom_vjp function" not in str(error):
             raise
         raise TypeError(
             "argmin is differentiated in forward mode (jvp, jacfwd, linearize, hessian), which "
@@ -128,25 +129,51 @@ def _linearised(
 def optimal_value(setting: Setting, found: Found, args: Arguments) -> Scalar:
     """The objective at the solution, as a function of the arguments that has a derivative."""
     rule = _forward_optimal_value if setting.forward_mode else _optimal_value
-    return rule(setting, found, *split(args))
+    return _apply(rule, setting, found, *split(args))
 
 
-# The rules. Each calls the differentiable function itself for z, so that it can be differentiated
-# again: z is then a function of ``floating``, which `found.z` is not.
+def lost_marked(found: Found, tree: PyTree) -> PyTree:
+    """``tree`` with NaN for all floating entries where the lane is lost, which not every function
+    of a y that is NaN is: a clipped loss has a value there."""
+    factor = jnp.where(_is_lost(found), jnp.nan, 1)
+
+    def mark(leaf):
+        return leaf * factor.astype(leaf.dtype) if eqx.is_inexact_array(leaf) else leaf
+
+    return jax.tree.map(mark, tree)
 
 
-def _root_primal(setting, found, floating, other):
+def _apply(rule: Callable, setting: Setting, found: Found, floating, other) -> Array:
+    """Calls one of the rules below. Their first argument must not hold arrays, as the options of
+    solvers may be; the forward solver they do not need."""
+    method = dataclasses.replace(setting.method, minimiser=None)
+    arrays, setting = eqx.partition(dataclasses.replace(setting, method=method), eqx.is_array)
+    return rule(setting, (arrays, found), floating, other)
+
+
+# The rules. ``known`` holds the arrays of the setting, and what was found. Each calls the
+# differentiable function itself for z, so that it can be differentiated again: z is then a function
+# of ``floating``, which `found.z` is not.
+
+
+def _root_primal(setting, known, floating, other):
+    _, found = known
     return found.z
 
 
-def _root_fwd(setting, found, floating, other):
-    z = _implicit_root(setting, found, floating, other)
-    return z, (z, found, floating, other)
+def _whole(setting: Setting, known: tuple[Setting, Found]) -> tuple[Any, Found]:
+    arrays, found = known
+    return eqx.combine(arrays, setting), found
+
+
+def _root_fwd(setting, known, floating, other):
+    z = _implicit_root(setting, known, floating, other)
+    return z, (z, known, floating, other)
 
 
 def _root_bwd(setting, saved, z_bar):
-    z, found, floating, other = saved
-    found = jax.lax.stop_gradient(found)
+    z, known, floating, other = saved
+    setting, found = _whole(setting, jax.lax.stop_gradient(known))
     conditions, solver = setting.conditions, setting.method.linear_solver
     floating_bar, solved = _pull_back_jitted(conditions, solver, found, z, floating, other, z_bar)
     return None, _times(_factor(setting, found, solved), floating_bar), None
@@ -172,10 +199,10 @@ def _pull_back_jitted(
 
 
 def _root_jvp(setting, primals, tangents):
-    found, floating, other = primals
+    known, floating, other = primals
     _, floating_dot, _ = tangents
-    z = _forward_root(setting, found, floating, other)
-    found = jax.lax.stop_gradient(found)
+    z = _forward_root(setting, known, floating, other)
+    setting, found = _whole(setting, jax.lax.stop_gradient(known))
     # Of both sides, for in reverse mode one is the cotangent's.
     factor = _factor(setting, found)
     floating_dot = _times(factor, floating_dot)
@@ -202,32 +229,35 @@ def _push_forward_jitted(setting: Setting, found: Found, z, floating, other, flo
 # dL/dz = 0 (envelope theorem). No linear solve; second derivatives of the value pass through z.
 
 
-def _value_primal(setting, found, floating, other):
+def _value_primal(setting, known, floating, other):
+    setting, found = _whole(setting, known)
     conditions, args = setting.conditions, eqx.combine(floating, other)
     return conditions.objective(conditions.primal(found.z), args)
 
 
-def _value_fwd(setting, found, floating, other):
-    return _optimal_value(setting, found, floating, other), (found, floating, other)
+def _value_fwd(setting, known, floating, other):
+    return _optimal_value(setting, known, floating, other), (known, floating, other)
 
 
 def _value_bwd(setting, saved, value_bar):
-    found, floating, other = saved
-    z = _implicit_root(setting, found, floating, other)
+    known, floating, other = saved
+    z = _implicit_root(setting, known, floating, other)
+    setting, found = _whole(setting, jax.lax.stop_gradient(known))
     _, pull_back = jax.vjp(
         lambda floating: setting.conditions.value(z, eqx.combine(floating, other)), floating
     )
     (floating_bar,) = pull_back(value_bar)
-    return None, _times(_factor(setting, jax.lax.stop_gradient(found)), floating_bar), None
+    return None, _times(_factor(setting, found), floating_bar), None
 
 
 def _value_jvp(setting, primals, tangents):
-    found, floating, other = primals
+    known, floating, other = primals
     _, floating_dot, _ = tangents
-    z = _forward_root(setting, found, floating, other)
-    floating_dot = _times(_factor(setting, jax.lax.stop_gradient(found)), floating_dot)
+    z = _forward_root(setting, known, floating, other)
+    whole, found = _whole(setting, jax.lax.stop_gradient(known))
+    floating_dot = _times(_factor(whole, found), floating_dot)
     _, value_dot = jax.jvp(
-        lambda floating: setting.conditions.value(z, eqx.combine(floating, other)),
+        lambda floating: whole.conditions.value(z, eqx.combine(floating, other)),
         (floating,),
         (floating_dot,),
     )
@@ -235,7 +265,7 @@ def _value_jvp(setting, primals, tangents):
 
 
 def _with_forward_rule(name: str, primal: Callable, jvp: Callable) -> Callable:
-    """``primal(setting, found, floating, other)``, differentiated by ``jvp(setting, primals,
+    """``primal(setting, known, floating, other)``, differentiated by ``jvp(setting, primals,
     tangents)``: what `jax.custom_jvp` is for.
 
     But in reverse mode `jax.lax.scan` drops such rules from what it computes of primal results, and

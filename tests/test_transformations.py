@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
@@ -385,6 +386,50 @@ def test_a_bad_lane_is_nan_in_every_derivative_and_leaves_the_others_alone(name,
         assert_close(found[jnp.array([0, 2])], healthy, 1e-15)
         assert np.all(np.isfinite(healthy))
         assert np.all(np.isnan(found[1]))
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_value_and_aux_of_a_bad_lane_are_nan_though_the_objective_has_a_value_at_nan(forward_mode):
+    """A comparison with NaN is false: a truncated loss takes it for an outlier, of value 7."""
+
+    def truncated(y, p):
+        value = jnp.where(jnp.abs(y) < 2, (y**2 - p) ** 2, 7.0)
+        return value, (jnp.abs(y) < 2) * p
+
+    def of(p):  # from a maximum, where p is positive
+        options = {"has_aux": True, "on_failure": "nan", "forward_mode": forward_mode}
+        return solve(truncated, jnp.zeros(()), p, **options)
+
+    p = jnp.array([1.0, -1.0, 0.5])
+    found = jax.jit(jax.vmap(of))(p)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda p: of(p).value + of(p).aux)))(p)
+    bad = np.array([True, False, True])
+    for result in (found.y, found.value, found.aux, slopes):
+        np.testing.assert_array_equal(np.isnan(result), bad)
+    assert_close(slopes[1], jnp.array(-1.0), 1e-14)  # of p^2 + p
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_options_of_solvers_may_be_arrays_or_traced(forward_mode):
+    def of(t, rtol):
+        linear_solver = lx.CG(rtol=rtol, atol=1e-14)
+        return minimiser(t, linear_solver=linear_solver, forward_mode=forward_mode)
+
+    rtol = jnp.array(1e-13)
+    assert_close(jax.jit(lambda t: of(t, rtol))(T), root(T), 1e-12)
+    assert_close(jax.jit(of)(T, rtol), root(T), 1e-12)
+    slopes = jax.jit(jax.grad(lambda t, rtol: jnp.sum(of(t, rtol))))(T, rtol)
+    assert_close(slopes, slope(T), 1e-12)
+
+
+def test_outside_of_jit_a_second_batch_compiles_nothing(caplog):
+    other = 2 * BATCH
+    for fn in (minimiser, jax.grad(loss)):
+        jax.vmap(fn)(BATCH)
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            caplog.clear()
+            jax.vmap(fn)(other)
+            assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
 ON_TWO_DEVICES = """
