@@ -48,9 +48,11 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     that derivatives are those of the problem without it, unless the Hessian is indefinite then, or
     singular though there is a multiplier that is only small beside the largest.
 
-    Where that does not lead to a solution, though there is one nearby, a constraint may be in the
-    way that only seems to be active, as a plane is that all but touches a ball where y is: the
-    loosest are left out one after the other.
+    It begins with those whose multiplier shows beside all pulls. Where that does not lead to a
+    solution, though there is one nearby, with those too whose multiplier shows beside what these
+    leave of each other, which is little in an unknown that the objective does not know. Or a
+    constraint may be in the way that only seems to be active, as a plane is that all but touches a
+    ball where y is: the loosest are left out one after the other.
     """
     conditions, args = newton.conditions, newton.args
     assert isinstance(conditions, KarushKuhnTucker)
@@ -66,6 +68,7 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
     nearby = before.worst <= tol**0.5
     # Where the multiplier is larger than the slack: the two sides of an interior point's path.
     likely = (there.multiplier > there.slack) | always
+    hidden = likely & ~((there.share > there.slack) | always)
     none = jnp.zeros_like(likely)
 
     def advance(state: _State) -> _State:
@@ -104,17 +107,22 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
         first = (state.attempts == 1) | (state.attempts > ATTEMPTS)
         candidates = likely & ~always & ~state.left_out
         more = nearby & jnp.any(candidates) & (state.attempts < ATTEMPTS)
+        more |= state.attempts == 0
         sure = solved & is_short(polished.step[: at.y.size], at.y)
+        # What is hidden may hold an unknown that is free without it.
+        sure &= (state.attempts > 0) | (spectrum.rank_deficiency == 0)
         accepted = sure | (solved & first & ~more) | state.given_up
         anew = begun_anew(corrected, candidates, more, first)
         ended = ~corrected.goes_on & ~accepted
         return jax.tree.map(partial(jnp.where, ended), anew, corrected)
 
     def begun_anew(state: _State, candidates, more, first) -> _State:
-        """With one constraint less; or, where none of these attempts leads to a solution, as at
-        first; or, where that does not either, without steps: the solver's own point is judged."""
+        """With all that are likely; then with one constraint less; or, where none of these attempts
+        leads to a solution, with all again; or, where that does not either, without steps: the
+        solver's own point is judged."""
         looseness = jnp.where(candidates, there.slack, -jnp.inf)
         loosest = candidates & (looseness == jnp.max(looseness, initial=-jnp.inf))
+        loosest &= state.attempts > 0
         left_out = more & (state.left_out | loosest)
         return dataclasses.replace(
             state,
@@ -131,16 +139,16 @@ def settle(newton: Newton, found: Multipliers, tol: float, constant: Constant) -
 
     zero = jnp.zeros((), start.dtype)
     blank = _State(
-        active=likely,
+        active=likely & ~hidden,
         kept=always,
         dropped=none,
         pressing=none,
         left_out=none,
-        polished=newton.blank(start, _unpack(conditions, likely, args)),
+        polished=newton.blank(start, _unpack(conditions, likely & ~hidden, args)),
         violations=Violations(zero, zero, zero),
         weakly_active=jnp.array(0, jnp.int32),
         count=jnp.array(0),
-        attempts=jnp.array(1),
+        attempts=jnp.where(jnp.any(hidden), 0, 1),
         given_up=jnp.array(False),
         goes_on=jnp.array(True),
     )
@@ -204,7 +212,7 @@ class _State(eqx.Module):
     violations: Violations
     weakly_active: Int[Array, ""]
     count: Int[Array, ""]
-    attempts: Int[Array, ""]
+    attempts: Int[Array, ""]  # none yet while what is hidden is left out
     given_up: Bool[Array, ""]
     goes_on: Bool[Array, ""]
 
@@ -292,8 +300,8 @@ def estimated_multipliers(
     jacobian = jacobian_of_constraints(conditions, y, args, constant)
     gradient = jax.grad(conditions.objective)(y, args)
     nothing = Multipliers(y, jnp.zeros(p, y.dtype), jnp.zeros(m, y.dtype), jnp.zeros_like(y))
-    one = jnp.ones((), y.dtype)
-    margins = margins_of(conditions, nothing, args, jacobian, jnp.ones_like(y), one)
+    ones = jnp.ones_like(y)
+    margins = margins_of(conditions, nothing, args, jacobian, ones, ones, jnp.ones((), y.dtype))
     near = margins.slack <= float(jnp.finfo(y.dtype).eps) ** 0.25
     rows = [jacobian]
     if conditions.bounded:

@@ -26,10 +26,12 @@ class Violations(eqx.Module):
 
 
 class Margins(eqx.Module):
-    """Of each inequality: its slack and its multiplier, as relative numbers."""
+    """Of each inequality: its slack and its multiplier, as relative numbers; and the multiplier
+    beside all pulls that cancel in the unknowns it pushes, which is at most as large."""
 
     slack: Float[Array, " c"]
     multiplier: Float[Array, " c"]
+    share: Float[Array, " c"]
 
 
 def weak_level(dtype: Any) -> float:
@@ -70,12 +72,12 @@ def measure(
     common = jnp.maximum(jnp.minimum(push, largest(response)), weak_level(at.y.dtype) * least)
     common = jnp.maximum(forces, jnp.where(jnp.isfinite(common), common, 0))
     scale = jnp.where(none, jnp.inf, jnp.maximum(common, changes))
-    # Of an unknown that the objective does not know, pulls cancel: none of them is a size alone.
-    pulls = jnp.abs(jnp.concatenate([at.eq, at.ineq])) @ jnp.abs(jacobian) + jnp.abs(at.bounds)
-    each = jnp.maximum(jnp.maximum(pulls, jnp.abs(gradient)), unit * jnp.abs(response))
+    each = jnp.maximum(jnp.maximum(jnp.abs(pull), jnp.abs(gradient)), unit * jnp.abs(response))
     # Beside the largest of them no digits may be left of smaller ones.
     each = jnp.maximum(each, weak_level(at.y.dtype) * largest(each))
-    margins = margins_of(conditions, at, args, jacobian, jnp.where(none, jnp.inf, each), unit)
+    each = jnp.where(none, jnp.inf, each)
+    pulls = jnp.abs(jnp.concatenate([at.eq, at.ineq])) @ jnp.abs(jacobian) + jnp.abs(at.bounds)
+    margins = margins_of(conditions, at, args, jacobian, each, jnp.maximum(each, pulls), unit)
     always = pack(conditions, always_active(conditions, args))
     equalities = conditions.constraints(at.y, args)[:p]
     broken = quotient(jnp.abs(equalities), _row_scales(conditions, jacobian[:p], at.y, args, unit))
@@ -171,23 +173,30 @@ def margins_of(
     args: Arguments,
     jacobian: Float[Array, "r n"],
     scale: Float[Array, " n"],
+    pulls: Float[Array, " n"],
     unit: Scalar,
 ) -> Margins:
-    """Slacks and multipliers of the inequalities, then of lower and upper bounds."""
+    """Of the inequalities, then of lower and upper bounds; multipliers beside the forces ``scale``,
+    shares beside ``pulls``."""
     p, _ = conditions.rows
     rows = jacobian[p:]
     values = conditions.constraints(at.y, args)[p:]
     # A constraint that no variable moves is measured as it is.
     row_scales = _row_scales(conditions, rows, at.y, args, unit)
     slacks = [-values / jnp.where(row_scales > 0, row_scales, 1)]
-    share = 1 / jnp.where(scale > 0, scale, 1)
-    multipliers = [at.ineq * jnp.max(jnp.abs(rows) * share[None, :], axis=1, initial=0)]
     if args.bounds is not None:
         lower, upper = args.bounds
         size = jnp.maximum(jnp.abs(at.y), unit)
         slacks += [(at.y - lower) / size, (upper - at.y) / size]
-        multipliers += [at.lower * share, at.upper * share]
-    return Margins(jnp.concatenate(slacks), jnp.concatenate(multipliers))
+
+    def beside(forces: Float[Array, " n"]) -> Float[Array, " c"]:
+        share = 1 / jnp.where(forces > 0, forces, 1)
+        parts = [at.ineq * jnp.max(jnp.abs(rows) * share[None, :], axis=1, initial=0)]
+        if args.bounds is not None:
+            parts += [at.lower * share, at.upper * share]
+        return jnp.concatenate(parts)
+
+    return Margins(jnp.concatenate(slacks), beside(scale), beside(pulls))
 
 
 def always_active(conditions: KarushKuhnTucker, args: Arguments) -> Active:
