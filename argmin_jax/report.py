@@ -194,21 +194,35 @@ def failure_offset(
     return zero
 
 
-class Policed(lx.AbstractLinearSolver):
+class _Around(lx.AbstractLinearSolver):
+    """A linear solver around another one, which it is but for `compute`."""
+
+    solver: lx.AbstractLinearSolver
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
+        return self.solver.init(operator, options)
+
+    def transpose(self, state: Any, options: dict[str, Any]):
+        return self.solver.transpose(state, options)
+
+    def conj(self, state: Any, options: dict[str, Any]):
+        return self.solver.conj(state, options)
+
+    def assume_full_rank(self) -> bool:
+        return self.solver.assume_full_rank()
+
+
+class Policed(_Around):
     """A linear solver that applies the failure policy to its own verdict.
 
     For a rule that has to stay linear, so that it can be transposed: there the verdict, which
     depends on the right-hand side, must not be looked at outside of the linear solve.
     """
 
-    solver: lx.AbstractLinearSolver
     on_failure: str = eqx.field(static=True)
     tol: float = eqx.field(static=True)
     steps: Int[Array, ""]  # of the forward pass, for the message
     residual: Scalar
-
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
-        return self.solver.init(operator, options)
 
     def compute(self, state: Any, vector: Array, options: dict[str, Any]):
         x, result, stats = self.solver.compute(state, vector, options)
@@ -217,42 +231,20 @@ class Policed(lx.AbstractLinearSolver):
         offset = failure_offset(self.on_failure, self.tol, status, self.steps, self.residual)
         return x + offset.astype(x.dtype), lx.RESULTS.successful, stats
 
-    def transpose(self, state: Any, options: dict[str, Any]):
-        return self.solver.transpose(state, options)
 
-    def conj(self, state: Any, options: dict[str, Any]):
-        return self.solver.conj(state, options)
-
-    def assume_full_rank(self) -> bool:
-        return self.solver.assume_full_rank()
-
-
-class Masked(lx.AbstractLinearSolver):
+class Masked(_Around):
     """A linear solver whose solution is zero where the problem is ``lost``.
 
     In derivatives of a linear solve Lineax raises an error of its own where a solution is not
     finite, which one bad lane would do to a whole batch. What is lost is marked outside.
     """
 
-    solver: lx.AbstractLinearSolver
     lost: Bool[Array, ""]
-
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
-        return self.solver.init(operator, options)
 
     def compute(self, state: Any, vector: Array, options: dict[str, Any]):
         x, result, stats = self.solver.compute(state, vector, options)
         result = lx.RESULTS.where(self.lost, lx.RESULTS.successful, result)
         return jnp.where(self.lost, 0, x), result, stats
-
-    def transpose(self, state: Any, options: dict[str, Any]):
-        return self.solver.transpose(state, options)
-
-    def conj(self, state: Any, options: dict[str, Any]):
-        return self.solver.conj(state, options)
-
-    def assume_full_rank(self) -> bool:
-        return self.solver.assume_full_rank()
 
 
 @lru_cache
