@@ -179,9 +179,10 @@ def settle_on_path(newton: Newton, found: Multipliers, constant: Constant) -> Se
     at, change = jax.jvp(multipliers_at, (polished.z,), (polished.step,))
     ahead = jax.tree.map(jnp.add, at, change)
     seen = Multipliers(at.y, ahead.eq, ahead.ineq, ahead.upper - ahead.lower)
-    unit = length_unit(conditions.limit, seen, args, constant)
-    push = largest(jax.grad(conditions.objective)(newton.start, args))
-    violations, margins = measure(conditions.limit, seen, args, fixed, constant, unit, push)
+    limit = conditions.limit  # not the barrier: its gradient is unbounded near a constraint
+    unit = length_unit(limit, seen, args, constant)
+    push = largest(jax.grad(limit.objective)(newton.start, args))
+    violations, margins = measure(limit, seen, args, fixed, constant, unit, push)
     given, wanted = ([m.ineq, m.of_lower, m.of_upper] for m in (at, ahead))
     violations = Violations(
         violations.stationarity,
